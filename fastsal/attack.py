@@ -1,0 +1,344 @@
+"""Sensible adversaries and projected gradient descent: the paper's algorithm, and the two attacks made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from fastsal.judge import Judge, judge_of
+from fastsal.live import AttackInfo, LiveRows
+from fastsal.model_view import RandomState, attacked, warn_of_probabilities
+from fastsal.operators import FLOATS, memory_format
+from fastsal.threat import Bound, Threat, cut_of, norm_name, norm_order
+
+
+def _sensible(
+    logits: Callable[[Tensor], Tensor],
+    judge: Judge,
+    threat: Threat,
+    x: Tensor,
+    noise: Callable[[Tensor | None], Tensor],
+    rule: Rule,
+) -> LiveRows:
+    """Section 2 of Kim & Wang (arXiv 2205.10457): ascend, and stop each row before its loss crosses the cut."""
+    live = LiveRows(x, rule.steps)
+    x_k = noise(None)
+    before = x if rule.ignored == "clean" else x_k  # what a row returns that is never attacked
+
+    undecided = judge.has_cut
+    if undecided and rule.decide_at == "clean" and rule.random_start:
+        live.forwarded(len(x), iterate=False)
+        right, over = judge.flags(logits(x), live.ids)
+        live.retire(before, x, right, over, 0)
+        before, x_k, undecided = x, noise(live.ids), False  # x counts as x_{-1}
+
+    for k in range(rule.steps + 1):
+        last = k == rule.steps
+        tested = undecided or (judge.has_cut and rule.truncate)
+        if live.count == 0 or (last and not tested):
+            break
+        live.forwarded(len(x_k))
+        with torch.set_grad_enabled(not last):
+            z = logits(x_k.requires_grad_(not last))
+        ascent, right, over = judge(z, live.ids, gradient=not last)
+        if tested:
+            live.retire(before, x_k, right if undecided else None, over, k, last)
+            undecided = False
+        if last or live.count == 0:
+            break
+        (gradient,) = torch.autograd.grad(z, x_k, ascent)
+        before = x_k.detach()
+        x_k, nonfinite = threat.step(x, before, gradient, live.rows, live.ids)
+        live.backwarded(len(before), nonfinite)
+
+    live.finish(x_k.detach())
+    return live
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The choices of section 3 that shape the loop."""
+
+    steps: int
+    random_start: bool
+    ignored: str
+    decide_at: str
+    truncate: bool
+
+
+class Attack:
+    """The engine behind :class:`SENSE` and :class:`PGD`; its arguments are documented there."""
+
+    def __init__(
+        self,
+        model: Any,
+        eps: float | Tensor = 8 / 255,
+        alpha: float | Tensor | None = None,
+        steps: int = 10,
+        c: float | None = 0.5,
+        norm: object = "Linf",
+        *,
+        random_start: bool = True,
+        loss: object = "ce",
+        targeted: bool = False,
+        ignored: str = "clean",
+        decide_at: str = "start",
+        truncate: bool = True,
+        clip_min: Bound = 0.0,
+        clip_max: Bound = 1.0,
+        check_inputs: bool = True,
+    ) -> None:
+        for name, value, allowed in (
+            ("ignored", ignored, ("clean", "start")),
+            ("decide_at", decide_at, ("start", "clean")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"steps: expected an integer >= 0, got {steps!r}")
+        if targeted and c is not None:
+            raise ValueError(f"c: expected None when targeted=True (the cut is on the true class), got {c!r}")
+        self.model = model
+        self.eps = eps
+        self.alpha = alpha
+        self.c = c
+        self.norm = norm_name(norm_order(norm))
+        self.loss = loss
+        self.targeted = targeted
+        self.clip_min, self.clip_max = clip_min, clip_max
+        self.check_inputs = check_inputs
+        self.rule = Rule(steps, random_start, ignored, decide_at, truncate)
+        self._judge = judge_of(loss, None if c is None else cut_of(c))
+
+    @property
+    def steps(self) -> int:
+        return self.rule.steps
+
+    @overload
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        seed: int | Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_info: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        seed: int | Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_info: Literal[True],
+    ) -> tuple[Tensor, AttackInfo]: ...
+
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        seed: int | Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_info: bool = False,
+    ) -> Tensor | tuple[Tensor, AttackInfo]:
+        """Perturbs a batch.
+
+        Args:
+            x: (N, ...) inputs in [clip_min, clip_max], rank >= 2, fp32 or fp64. An x up to 1e-6 outside is clamped.
+            y: (N,) int64 true labels (target labels when `targeted`); None takes the model's own predictions at x.
+            seed: an int64 that fixes the noise; the global random state is then not touched.
+            sample_ids: (N,) int64, identities that fix each row's noise however batches are cut; None is 0, 1, ...
+            generator: a CPU generator to draw the seed from. With neither, exactly one int64 is drawn from the
+                global CPU generator, for any device.
+            return_info: also return an :class:`AttackInfo`.
+
+        Returns:
+            x_adv, detached, of the shape, dtype, device and memory format of x; with `return_info` a pair.
+
+        Raises:
+            ValueError, TypeError: an argument out of the contract, naming it. Nothing has changed then.
+        """
+        _check_batch(x, y, sample_ids, self.targeted)
+        with torch.inference_mode(False), torch.no_grad(), RandomState(x.device) as random_state:
+            x = x.detach()
+            x = x.contiguous(memory_format=memory_format(x))
+            key = _seed(seed, generator, x.device)
+            random_state.keep()
+            alpha = self.alpha
+            if alpha is None:
+                alpha = self.eps * (1.875 / max(self.steps, 1))
+            threat = Threat.around(
+                x, self.norm, self.eps, alpha, self.clip_min, self.clip_max, descend=self.targeted
+            )
+            x = threat.admit(x, self.check_inputs)
+            if len(x) == 0 or self.steps == 0 or not bool(threat.eps.any()):
+                live = LiveRows(x, 0)
+                live.finish(x.clone())
+            else:
+                live = self._run(threat, x, y, key, sample_ids)
+            return (live.result, live.info()) if return_info else live.result
+
+    perturb = __call__
+
+    def _run(
+        self, threat: Threat, x: Tensor, y: Tensor | None, seed: Tensor, sample_ids: Tensor | None
+    ) -> LiveRows:
+        with attacked(self.model, x) as logits:
+            predicting = y is None
+            if y is None:
+                y = logits(x).argmax(dim=1)
+            judge = self._judge(y, lambda z: warn_of_probabilities(self.model, z), self.check_inputs)
+
+            def noise(ids: Tensor | None) -> Tensor:
+                if self.rule.random_start:
+                    return threat.start(x, seed, sample_ids, ids)
+                return x.clone() if ids is None else x[ids]
+
+            live = _sensible(logits, judge, threat, x, noise, self.rule)
+            live.row_forwards += len(x) if predicting else 0
+            return live
+
+
+class SENSE(Attack):
+    """Sensible adversaries: perturb a row only while the model gives its true class probability c or more.
+
+    ``x_adv = SENSE(model, eps=8/255, c=0.5)(x, y)`` drops into any training loop. The model runs in eval mode with
+    frozen parameters and comes back exactly as it was, also after an exception.
+
+    Args:
+        model: a callable (or module) from (N, ...) to logits (N, C), or to an object with ``.logits``.
+        eps: radius in the units of x; a float, or (N,), one per sample.
+        alpha: step in the units of x; a float, (N,), or None for 1.875 * eps / steps.
+        steps: K >= 0. eps = 0 or steps = 0 returns x, without noise.
+        c: confidence threshold in [0, 1]. A row stops at its last iterate with cross-entropy <= -log(c). 0 truncates
+            nothing but leaves wrong rows alone; 1 attacks nothing; None is plain PGD.
+        norm: "Linf" (or np.inf) or "L2" (or 2).
+        random_start: begin at a uniform draw from the ball.
+        loss: what is ascended: "ce", or "margin" (CW). The cut is always on cross-entropy.
+        targeted: descend towards y; needs c=None.
+        ignored: what a row returns that is never attacked (wrong or over the cut at first sight): "clean", x itself,
+            or "start", its noisy start.
+        decide_at: where that is decided: at the noisy "start", or at "clean" x, with one more forward.
+        truncate: False keeps ignored rows ignored and truncates nothing (the paper's warm-up epochs).
+        clip_min, clip_max: the box; a float, (C,) for one value per channel (dimension 1), or None.
+        check_inputs: False skips the look at x and y values (one wait on an accelerator).
+
+    Source: Kim & Wang, "Robust Sensible Adversarial Learning of Deep Neural Networks for Image Classification",
+    arXiv 2205.10457.
+    """
+
+
+class PGD(Attack):
+    """Projected gradient descent: the engine of :class:`SENSE` with nothing truncated (c=None).
+
+    Args:
+        model, eps, alpha, steps, norm, random_start, loss, targeted, clip_min, clip_max, check_inputs: as in
+            :class:`SENSE`.
+
+    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        eps: float | Tensor = 8 / 255,
+        alpha: float | Tensor | None = None,
+        steps: int = 10,
+        norm: object = "Linf",
+        *,
+        random_start: bool = True,
+        loss: object = "ce",
+        targeted: bool = False,
+        clip_min: Bound = 0.0,
+        clip_max: Bound = 1.0,
+        check_inputs: bool = True,
+    ) -> None:
+        super().__init__(
+            model,
+            eps,
+            alpha,
+            steps,
+            None,
+            norm,
+            random_start=random_start,
+            loss=loss,
+            targeted=targeted,
+            clip_min=clip_min,
+            clip_max=clip_max,
+            check_inputs=check_inputs,
+        )
+
+
+def perturb(
+    model: Any,
+    x: Tensor,
+    y: Tensor | None = None,
+    eps: float | Tensor = 8 / 255,
+    alpha: float | Tensor | None = None,
+    steps: int = 10,
+    c: float | None = 0.5,
+    norm: object = "Linf",
+    *,
+    seed: int | Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    return_info: bool = False,
+    **options: Any,
+) -> Tensor | tuple[Tensor, AttackInfo]:
+    """``SENSE(model, eps, alpha, steps, c, norm, **options)(x, y, ...)`` in one call; c=None is PGD."""
+    attack = Attack(model, eps, alpha, steps, c, norm, **options)
+    if return_info:
+        return attack(x, y, seed=seed, sample_ids=sample_ids, generator=generator, return_info=True)
+    return attack(x, y, seed=seed, sample_ids=sample_ids, generator=generator)
+
+
+def _check_batch(x: Tensor, y: Tensor | None, sample_ids: Tensor | None, targeted: bool) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    if x.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"x: expected torch.float32 or torch.float64, got {x.dtype}, whose grid is coarser than the ball: "
+            "pass x.float()"
+        )
+    if x.dtype not in FLOATS:
+        raise TypeError(f"x: expected torch.float32 or torch.float64, got {x.dtype}")
+    if x.dim() < 2:
+        raise ValueError(f"x: expected shape (N, ...) of rank >= 2, got {tuple(x.shape)}")
+    if y is None and targeted:
+        raise ValueError("y: expected target labels when targeted=True, got None")
+    for name, vector in (("y", y), ("sample_ids", sample_ids)):
+        if vector is None:
+            continue
+        if not isinstance(vector, Tensor) or vector.dtype != torch.int64:
+            got = vector.dtype if isinstance(vector, Tensor) else type(vector).__name__
+            raise TypeError(f"{name}: expected a tensor of torch.int64, got {got}")
+        if tuple(vector.shape) != (x.shape[0],):
+            raise ValueError(f"{name}: expected shape ({x.shape[0]},), one per row of x, got {tuple(vector.shape)}")
+        if vector.device != x.device:
+            raise ValueError(f"{name}: expected device {x.device}, that of x, got {vector.device}")
+
+
+def _seed(seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """One int64 on `device`. Drawn on the CPU for every device, so that one manual_seed gives one noise."""
+    if seed is not None and generator is not None:
+        raise ValueError("generator: expected None when seed is given, got both")
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise ValueError(f"seed: expected one torch.int64, got {seed.dtype} {tuple(seed.shape)}")
+        return seed.detach().reshape(()).to(device)
+    if seed is not None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+            raise ValueError(f"seed: expected an integer in [-2**63, 2**63), got {seed!r}")
+        return torch.tensor(seed, dtype=torch.int64, device=device)
+    return torch.empty((), dtype=torch.int64).random_(generator=generator).to(device)

@@ -1,0 +1,223 @@
+"""Public functions over the operators, with autograd where a loss has one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastsal.threat import Bound, Threat, cut_of
+
+_cross_entropy = torch.ops.fastsal.truncated_cross_entropy.default
+_margin = torch.ops.fastsal.margin_loss.default
+_retire = torch.ops.fastsal.retire.default
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return loss.mean()
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "none":
+        return loss
+    raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+
+
+class _TruncatedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(logits: Tensor, target: Tensor, cut: float) -> tuple[Tensor, Tensor]:
+        loss, grad, _, over = _cross_entropy(logits, target, None, cut)
+        return loss.clamp(max=cut), grad.masked_fill_(over.unsqueeze(1), 0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = ctx.saved_tensors
+        return (upstream.unsqueeze(1) * grad).to(grad.dtype), None, None
+
+
+class _MarginLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(logits: Tensor, target: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
+        loss, grad = _margin(logits, target, other, None)
+        return loss, grad
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = ctx.saved_tensors
+        return (upstream.unsqueeze(1) * grad).to(grad.dtype), None, None
+
+
+def truncated_cross_entropy(
+    logits: Tensor, target: Tensor, c: float | None = 0.5, reduction: str = "mean"
+) -> Tensor:
+    """Cross-entropy truncated at -log(c): min(CE, -log c) per row, with no gradient where CE > -log c.
+
+    Args:
+        logits: (N, C) with 2 <= C <= 100,000, in fp32, bf16, fp16 or fp64.
+        target: (N,) int64 class indices in [0, C).
+        c: confidence threshold in [0, 1]; None or 0 is plain cross-entropy.
+        reduction: "mean" (over all N rows, truncated ones included), "sum" or "none".
+
+    Returns:
+        A scalar, or (N,) for "none"; fp32, or fp64 for fp64 logits. Differentiable once with respect to logits.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype, device or label out of range, naming it.
+
+    Source: the truncated inner loss of Kim & Wang, arXiv 2205.10457.
+    """
+    return _reduce(_TruncatedCrossEntropy.apply(logits, target, max(cut_of(c), 0.0))[0], reduction)
+
+
+def margin_loss(
+    logits: Tensor, target: Tensor, other: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
+    """The margin z_other - z_target: negative while the target class wins.
+
+    Args:
+        logits: (N, C) with 2 <= C <= 100,000, in fp32, bf16, fp16 or fp64.
+        target: (N,) int64 class indices in [0, C).
+        other: (N,) int64 classes to hold against the target, each different from it (a *targeted* margin); None
+            takes the best class besides the target, the lowest index on ties.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        A scalar, or (N,) for "none"; fp32, or fp64 for fp64 logits. Differentiable once with respect to logits.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype, device or label out of range, naming it.
+
+    Source: the loss f6 of Carlini & Wagner, "Towards Evaluating the Robustness of Neural Networks", 2017.
+    """
+    return _reduce(_MarginLoss.apply(logits, target, other)[0], reduction)
+
+
+def random_start(
+    x: Tensor,
+    eps: float | Tensor,
+    seed: int | Tensor,
+    sample_ids: Tensor | None = None,
+    norm: object = "Linf",
+    clip_min: Bound = 0.0,
+    clip_max: Bound = 1.0,
+) -> Tensor:
+    """A uniform draw from the eps-ball around each sample, cut by the box. Differentiable: no.
+
+    The noise of a sample depends on the seed, its sample id and the element's row-major index, and on nothing else:
+    not on the batch, the device or the memory format. It comes from Philox-4x32-10 (Salmon et al. 2011).
+
+    Args:
+        x: (N, ...) in [clip_min, clip_max], fp32 or fp64.
+        eps: radius >= 0 in the units of x; a float or (N,), one per sample.
+        seed: one int64.
+        sample_ids: (N,) int64, the identity of each sample; None is 0, 1, 2, ...
+        norm: "Linf" (or np.inf), "L2" (or 2).
+        clip_min, clip_max: the box; a float, (C,) for one value per channel (dimension 1), or None.
+
+    Returns:
+        x_0, like x. The ball and the box hold exactly, in float64.
+
+    Raises:
+        ValueError, TypeError: a value, shape, dtype or device out of the contract, naming it.
+    """
+    threat = Threat.around(x, norm, eps, 0.0, clip_min, clip_max)
+    key = torch.as_tensor(seed, dtype=torch.int64, device=x.device)
+    return threat.start(x, key, sample_ids)
+
+
+def pgd_step(
+    x: Tensor,
+    x_adv: Tensor,
+    grad: Tensor,
+    eps: float | Tensor,
+    alpha: float | Tensor,
+    norm: object = "Linf",
+    clip_min: Bound = 0.0,
+    clip_max: Bound = 1.0,
+    rows: Tensor | None = None,
+    ids: Tensor | None = None,
+) -> Tensor:
+    """One step of projected gradient ascent: project(x_adv + alpha * direction(grad)). Differentiable: no.
+
+    Linf moves along sign(grad), with sign(0) = 0; L2 along grad / ||grad||, a zero gradient giving a zero step. Then
+    the eps-ball around x, then the box. An element (L2: a row) whose gradient is not finite does not move.
+
+    Args:
+        x: (N, ...) clean samples in [clip_min, clip_max], fp32 or fp64.
+        x_adv: (M, ...) current points, dtype of x.
+        grad: (M, ...) gradient of the loss at x_adv; fp32, bf16, fp16 or fp64.
+        eps, alpha: radius and step >= 0 in the units of x; floats or (N,), one per sample.
+        norm: "Linf" (or np.inf), "L2" (or 2).
+        clip_min, clip_max: the box; a float, (C,) for one value per channel (dimension 1), or None.
+        rows: (R,) int64, the slot in x_adv and grad of each row of the result; None is all M, in order.
+        ids: (R,) int64, its sample in x, eps and alpha; None is all N, in order; -1 marks a padding row, whose
+            result is unspecified.
+
+    Returns:
+        The next points, (R, ...), like x. The ball and the box hold exactly, in float64.
+
+    Raises:
+        ValueError, TypeError: a value, shape, dtype or device out of the contract, naming it.
+
+    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018.
+    """
+    return Threat.around(x, norm, eps, alpha, clip_min, clip_max).step(x, x_adv, grad, rows, ids)[0]
+
+
+def retire(
+    previous: Tensor,
+    current: Tensor,
+    result: Tensor,
+    stop: Tensor,
+    step: int,
+    *,
+    right: Tensor | None = None,
+    over: Tensor | None = None,
+    rows: Tensor | None = None,
+    ids: Tensor | None = None,
+    last: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes the rows that leave the attack to their places in `result` and compacts the survivors, stably.
+
+    A row leaves when it is `over` (or not `right`, where given): its result is its point in `previous`. When `last`,
+    every other row leaves too, with its point in `current`.
+
+    Args:
+        previous: (P, ...) points one step ago (or what an ignored row returns), fp32 or fp64.
+        current: (M, ...) points of the last forward.
+        result: (N, ...) written in place; contiguous or channels_last.
+        stop: (N,) int64, written in place: `step` for a row that leaves with `current`, step - 1 with `previous`.
+        step: number of the current iterate.
+        right, over: (M,) bool or None.
+        rows: (M,) int64, slot in `previous` of each row of `current`; None is 0, 1, 2, ...
+        ids: (M,) int64, its sample in `result`; -1 marks padding.
+        last: whether no further step follows.
+
+    Returns:
+        rows (M,), the slots in `current` of the survivors, then zeros; ids (M,), their samples, then -1; live (1,),
+        their number.
+
+    Raises:
+        ValueError, TypeError: a value, shape, dtype or device out of the contract, naming it.
+    """
+    survivors: tuple[Tensor, Tensor, Tensor] = _retire(
+        previous, current, right, over, rows, ids, result, stop, step, last
+    )
+    return survivors
+
+
+__all__ = ["margin_loss", "pgd_step", "random_start", "retire", "truncated_cross_entropy"]

@@ -1,0 +1,76 @@
+"""What the attack asks of the logits: the direction to ascend, and which rows are right, and over the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastsal import backends  # noqa: F401  (binds the operators)
+
+_cross_entropy = torch.ops.fastsal.truncated_cross_entropy.default
+_margin = torch.ops.fastsal.margin_loss.default
+
+Verdict = tuple[Tensor | None, Tensor | None, Tensor | None]
+NOT_YET = ("kl", "dlr")
+
+
+@dataclass
+class Judge:
+    """Logits (M, C) of the rows `ids` -> d loss / d logits, right (M,), over (M,).
+
+    The cut and rightness are always tested on cross-entropy of y, whatever loss is ascended.
+    """
+
+    y: Tensor
+    cut: float | None
+    loss: str
+    other: Tensor | None  # the class held against y, for a targeted margin
+    at_first_sight: Callable[[Tensor], None]
+    check_labels: bool
+    _seen: bool = False
+
+    @property
+    def has_cut(self) -> bool:
+        return self.cut is not None
+
+    def __call__(self, logits: Tensor, ids: Tensor | None, gradient: bool = True) -> Verdict:
+        scores = logits.detach()
+        self._first(scores)
+        ascent = right = over = None
+        if self.cut is not None or (self.loss == "ce" and gradient):
+            cut = float("inf") if self.cut is None else self.cut
+            _, ascent, right, over = _cross_entropy(scores, self.y, ids, cut)
+        if self.loss == "margin" and gradient:
+            _, ascent = _margin(scores, self.y, self.other, ids)
+        return ascent, right, over
+
+    def flags(self, logits: Tensor, ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return self(logits, ids, gradient=False)[1:]
+
+    def _first(self, logits: Tensor) -> None:
+        if self._seen:
+            return
+        self._seen = True
+        if not self.check_labels:
+            return
+        self.at_first_sight(logits)
+        low, high = (int(edge) for edge in torch.aminmax(self.y))
+        if low < 0 or high >= logits.shape[1]:
+            raise ValueError(
+                f"y: expected labels in [0, {logits.shape[1]}), the classes of the model, got a range of {low} to {high}"
+            )
+
+
+def judge_of(
+    loss: object, cut: float | None, other: Tensor | None = None
+) -> Callable[[Tensor, Callable[[Tensor], None], bool], Judge]:
+    """A maker of judges for the loss called `loss`, or one clear error."""
+    if loss in NOT_YET or callable(loss):
+        raise NotImplementedError(f"loss: {loss!r} is not yet built, expected 'ce' or 'margin'")
+    if not isinstance(loss, str) or loss not in ("ce", "margin"):
+        raise ValueError(f"loss: expected 'ce' or 'margin', got {loss!r}")
+    name = loss
+    return lambda y, at_first_sight, check: Judge(y, cut, name, other, at_first_sight, check)

@@ -1,0 +1,157 @@
+"""What the adversary may do: norm, radius, step, box. Start and step of the attack, as numbers that hold exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastsal import backends  # noqa: F401  (binds the operators)
+from fastsal.operators import channel_view
+
+_random_start = torch.ops.fastsal.random_start.default
+_pgd_step = torch.ops.fastsal.pgd_step.default
+
+Bound = float | Tensor | None
+BOX_TOLERANCE = 1e-6  # an input this far outside the box is clamped; further, it is an error
+
+
+def norm_order(norm: object) -> float:
+    """The order p of a norm given as "Linf", "L2" (any case), np.inf or 2; L1 is not yet there."""
+    named = {"linf": math.inf, "inf": math.inf, "l2": 2.0, "2": 2.0, "l1": 1.0, "1": 1.0}
+    p = named.get(norm.lower()) if isinstance(norm, str) else None
+    if isinstance(norm, (int, float)) and not isinstance(norm, bool):
+        p = float(norm)
+    if p == 1.0:
+        raise NotImplementedError(f"norm: L1 is not yet built, expected 'Linf' or 'L2', got {norm!r}")
+    if p not in (math.inf, 2.0):
+        raise ValueError(f"norm: expected 'Linf', 'L2', inf or 2, got {norm!r}")
+    return p
+
+
+def norm_name(p: float) -> str:
+    return "Linf" if p == math.inf else f"L{p:g}"
+
+
+def cut_of(c: float | None) -> float:
+    """The truncation -log(c). None: never (inf, and NaN aside nothing is over); 1: always (nothing can be sure)."""
+    if c is None or c == 0:
+        return math.inf
+    if not 0 <= c <= 1:
+        raise ValueError(f"c: expected None or a probability in [0, 1], got {c!r}")
+    return -math.inf if c == 1 else -math.log(c)
+
+
+def _round(value: Tensor, dtype: torch.dtype, towards: float) -> Tensor:
+    """float64 values in `dtype`, rounded towards +inf or -inf, so that a bound in `dtype` implies the float64 one."""
+    rounded = value.to(dtype)
+    beyond = rounded.double() > value if towards < 0 else rounded.double() < value
+    return torch.where(beyond, torch.nextafter(rounded, torch.full_like(rounded, towards)), rounded)
+
+
+def _values(name: str, value: float | Tensor, count: int, unit: str, device: torch.device) -> Tensor:
+    """A float, or one value per sample or channel, as a float64 vector of length 1 or `count`."""
+    given = torch.as_tensor(value, dtype=torch.float64, device=device).detach()
+    if given.dim() > 1 or (given.dim() == 1 and given.shape[0] not in (1, count)):
+        raise ValueError(f"{name}: expected a float or shape ({count},), one per {unit}, got {tuple(given.shape)}")
+    return given.reshape(-1)
+
+
+def radius(name: str, value: float | Tensor, x: Tensor) -> Tensor:
+    """eps or alpha in the dtype of x, never above what was asked for."""
+    if isinstance(value, Tensor) and value.device != x.device and value.dim() > 0:
+        raise ValueError(f"{name}: expected device {x.device}, that of x, got {value.device}")
+    given = _values(name, value, x.shape[0], "sample", x.device)
+    if not bool(((given >= 0) & torch.isfinite(given)).all()):
+        raise ValueError(f"{name}: expected finite and >= 0, got {value}")
+    return _round(given, x.dtype, -math.inf)
+
+
+def bound(name: str, value: Bound, x: Tensor, towards: float) -> Tensor | None:
+    if value is None:
+        return None
+    if isinstance(value, Tensor) and value.device != x.device and value.dim() > 0:
+        raise ValueError(f"{name}: expected device {x.device}, that of x, got {value.device}")
+    channels = x.shape[1] if x.dim() > 1 else 1
+    given = _values(name, value, channels, "channel", x.device)
+    if bool(torch.isnan(given).any()):
+        raise ValueError(f"{name}: expected numbers, got {value}")
+    largest = torch.finfo(x.dtype).max
+    return _round(given.clamp(-largest, largest), x.dtype, towards)
+
+
+@dataclass(frozen=True)
+class Threat:
+    """A ball of radius `eps` (norm of order `p`) around each sample, cut by a box.
+
+    eps, alpha: (1,) or (N,); clip_min, clip_max: (1,), (C,) or None; all in the dtype of x. alpha < 0 descends.
+    """
+
+    p: float
+    eps: Tensor
+    alpha: Tensor
+    clip_min: Tensor | None
+    clip_max: Tensor | None
+
+    @classmethod
+    def around(
+        cls,
+        x: Tensor,
+        norm: object,
+        eps: float | Tensor,
+        alpha: float | Tensor,
+        clip_min: Bound,
+        clip_max: Bound,
+        descend: bool = False,
+    ) -> Threat:
+        low, high = bound("clip_min", clip_min, x, math.inf), bound("clip_max", clip_max, x, -math.inf)
+        if low is not None and high is not None and not bool((low <= high).all()):
+            raise ValueError(f"clip_max: expected at least clip_min ({clip_min}), got {clip_max}")
+        step = radius("alpha", alpha, x)
+        return cls(norm_order(norm), radius("eps", eps, x), -step if descend else step, low, high)
+
+    def start(self, x: Tensor, seed: Tensor, sample_ids: Tensor | None, ids: Tensor | None = None) -> Tensor:
+        """x_0 = project(x + noise) for the samples `ids` (all of them if None)."""
+        x_0: Tensor = _random_start(x, self.eps, seed, sample_ids, self.clip_min, self.clip_max, ids, self.p)
+        return x_0
+
+    def step(
+        self, x: Tensor, x_k: Tensor, grad: Tensor, rows: Tensor | None = None, ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x_{k+1} = project(x_k + alpha * direction(grad)), and which rows had a gradient that is not finite."""
+        following: tuple[Tensor, Tensor] = _pgd_step(
+            x, x_k, grad, self.eps, self.alpha, self.clip_min, self.clip_max, rows, ids, self.p
+        )
+        return following
+
+    def admit(self, x: Tensor, check: bool) -> Tensor:
+        """x itself, or x clamped where it lies up to 1e-6 outside the box; further outside, or NaN, is an error."""
+        low, high = self.clip_min, self.clip_max
+        if check and x.numel():
+            per_channel = max(0 if edge is None else edge.shape[0] for edge in (low, high)) > 1
+            dims = [0, *range(2, x.dim())] if per_channel else list(range(x.dim()))
+            least, most = x.amin(dims).view(-1), x.amax(dims).view(-1)
+            below = (low - least).amax() if low is not None else least.new_zeros(())
+            above = (most - high).amax() if high is not None else least.new_zeros(())
+            facts = torch.stack((below, above, least.amin(), most.amax())).tolist()  # the one copy to the host
+            outside = max(facts[:2])
+            if not all(map(math.isfinite, facts[2:])):
+                raise ValueError(f"x: expected finite values, got a range of {facts[2]} to {facts[3]}")
+            if outside > BOX_TOLERANCE:
+                box = "[clip_min, clip_max]" if per_channel else f"[{_edge(low)}, {_edge(high)}]"
+                raise ValueError(
+                    f"x: expected values in {box}, got a range of {facts[2]:.9g} to {facts[3]:.9g}, {outside:.3g} "
+                    "outside; clip_min and clip_max take a float, one value per channel, or None for no bound"
+                )
+            if outside <= 0:
+                return x
+        if low is None and high is None:
+            return x
+        edges = [None if edge is None else channel_view(edge, x) for edge in (low, high)]
+        return x.clamp(*edges)
+
+
+def _edge(bound: Tensor | None) -> str:
+    return "unbounded" if bound is None else f"{bound[0].item():g}"

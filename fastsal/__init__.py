@@ -3,6 +3,7 @@
 from fastsal import functional
 from fastsal.attack import PGD, SENSE, perturb
 from fastsal.live import AttackInfo
+from fastsal.version import __version__
 
-__version__ = "0.1.0"
+
 __all__ = ["PGD", "SENSE", "AttackInfo", "__version__", "functional", "perturb"]

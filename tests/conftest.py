@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import fastsal
+from fastsal.data import load
 
 
 class Trained(NamedTuple):
@@ -26,7 +26,7 @@ def seeded() -> None:
 @pytest.fixture(scope="session")
 def images() -> tuple[Tensor, Tensor]:
     """Fashion-MNIST images in float64 and [0, 1], with labels, in a fixed random order."""
-    data = fastsal.data.load("fashion-mnist-mini")
+    data = load("fashion-mnist-mini")
     x = torch.cat([data.train.images, data.test.images]).double() / 255
     y = torch.cat([data.train.labels, data.test.labels])
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,34 @@
+// The extension module: importing it registers the bodies. Built against the stable ABI of libtorch and of CPython,
+// so one binary serves every torch from 2.10 and every CPython from 3.10.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/bodies.h"
+#include "cpu/tiers.h"
+
+STABLE_TORCH_LIBRARY_IMPL(fastsal_cpu, CPU, m) {
+  m.impl("random_start", TORCH_BOX(&fastsal::random_start));
+  m.impl("pgd_step", TORCH_BOX(&fastsal::pgd_step));
+  m.impl("truncated_cross_entropy", TORCH_BOX(&fastsal::truncated_cross_entropy));
+  m.impl("margin_loss", TORCH_BOX(&fastsal::margin_loss));
+  m.impl("retire", TORCH_BOX(&fastsal::retire));
+}
+
+static PyObject* cpu_tier(PyObject*, PyObject*) { return PyUnicode_FromString(fastsal::tier_name()); }
+
+static PyMethodDef methods[] = {
+    {"cpu_tier", cpu_tier, METH_NOARGS, "Instruction set that the CPU bodies run on: baseline, avx2 or avx512."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+PyMODINIT_FUNC PyInit__C() {
+  try {
+    fastsal::tier();  // a wrong FASTSAL_CPU_TIER is refused at import, not in the middle of a run
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  return PyModule_Create(&module);
+}

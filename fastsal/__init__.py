@@ -1,9 +1,24 @@
 """fastsal: sensible adversarial training, PGD and their evaluation, at the speed of the machine."""
 
-from fastsal import functional
+from fastsal import data, functional, models
 from fastsal.attack import PGD, SENSE, perturb
+from fastsal.evaluate import Report, evaluate
 from fastsal.live import AttackInfo
+from fastsal.train import TrainingDiverged, TrainResult, train
 from fastsal.version import __version__
 
-
-__all__ = ["PGD", "SENSE", "AttackInfo", "__version__", "functional", "perturb"]
+__all__ = [
+    "PGD",
+    "SENSE",
+    "AttackInfo",
+    "Report",
+    "TrainResult",
+    "TrainingDiverged",
+    "__version__",
+    "data",
+    "evaluate",
+    "functional",
+    "models",
+    "perturb",
+    "train",
+]

@@ -17,6 +17,13 @@ Verdict = tuple[Tensor | None, Tensor | None, Tensor | None]
 NOT_YET = ("kl", "dlr")
 
 
+@dataclass(frozen=True)
+class TargetedMargin:
+    """The loss z_other - z_y with one class `other` (N,) int64 per sample, each different from its y."""
+
+    other: Tensor
+
+
 @dataclass
 class Judge:
     """Logits (M, C) of the rows `ids` -> d loss / d logits, right (M,), over (M,).
@@ -65,12 +72,15 @@ class Judge:
 
 
 def judge_of(
-    loss: object, cut: float | None, other: Tensor | None = None
+    loss: object, cut: float | None
 ) -> Callable[[Tensor, Callable[[Tensor], None], bool], Judge]:
     """A maker of judges for the loss called `loss`, or one clear error."""
-    if loss in NOT_YET or callable(loss):
+    if isinstance(loss, TargetedMargin):
+        name, other = "margin", loss.other
+    elif isinstance(loss, str) and loss in ("ce", "margin"):
+        name, other = loss, None
+    elif callable(loss) or (isinstance(loss, str) and loss in NOT_YET):
         raise NotImplementedError(f"loss: {loss!r} is not yet built, expected 'ce' or 'margin'")
-    if not isinstance(loss, str) or loss not in ("ce", "margin"):
+    else:
         raise ValueError(f"loss: expected 'ce' or 'margin', got {loss!r}")
-    name = loss
     return lambda y, at_first_sight, check: Judge(y, cut, name, other, at_first_sight, check)

@@ -20,12 +20,8 @@ def write_idx_set(directory: Path, count: int = 6, first_label: int = 0) -> None
     for part in ("train", "t10k"):
         pixels = b"".join(bytes([i]) * 6 for i in range(count))
         labels = bytes(first_label + i % 3 for i in range(count))
-        (directory / f"{part}-images-idx3-ubyte").write_bytes(
-            struct.pack(">BBBBIII", 0, 0, 8, 3, count, 2, 3) + pixels
-        )
-        (directory / f"{part}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">BBBBI", 0, 0, 8, 1, count) + labels
-        )
+        (directory / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">BBBBIII", 0, 0, 8, 3, count, 2, 3) + pixels)
+        (directory / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">BBBBI", 0, 0, 8, 1, count) + labels)
 
 
 @pytest.fixture
@@ -136,9 +132,7 @@ def test_a_directory_with_two_sets_is_refused_and_both_are_named(tmp_path):
 
 
 def test_cifar_is_detected_by_its_folder_and_the_binary_version_goes_first(tmp_path, monkeypatch):
-    small = [
-        dataclasses.replace(layout, train_records=2, test_records=2) for layout in cifar.LAYOUTS
-    ]
+    small = [dataclasses.replace(layout, train_records=2, test_records=2) for layout in cifar.LAYOUTS]
     monkeypatch.setattr(sources, "LAYOUTS", small)
     binary = tmp_path / "cifar-10-batches-bin"
     binary.mkdir()
@@ -203,7 +197,7 @@ def test_a_dataset_says_what_contradicts_what():
         data.Dataset("d", train, data.Split(IMAGES[:1], LABELS[:1] - 1), 2, ("a", "b"))
     with pytest.raises(data.DataError, match=r"test images: expected \(1, 2, 2\)"):
         data.Dataset("d", train, data.Split(IMAGES[..., :1], LABELS), 2, ("a", "b"))
-    with pytest.raises(data.DataError, match="test images: expected torch.uint8 as in train"):
+    with pytest.raises(data.DataError, match=r"test images: expected torch.uint8 as in train"):
         data.Dataset("d", train, data.Split(IMAGES.float(), LABELS), 2, ("a", "b"))
 
 

@@ -82,7 +82,7 @@ def test_one_flipped_byte_of_the_file_is_found(tmp_path):
     content = bytearray(PATH.read_bytes())
     content[len(content) // 2] ^= 0x40
     (tmp_path / "mini.npz").write_bytes(content)
-    with pytest.raises(DataError, match="mini.npz"):
+    with pytest.raises(DataError, match=r"mini.npz"):
         read_fashion_mnist_mini(tmp_path / "mini.npz")
 
 

@@ -69,9 +69,7 @@ def test_a_palette_is_looked_up(tmp_path):
     assert load(tmp_path).train.images[0, :, 1, 1].tolist() == [10, 20, 30]
 
 
-@pytest.mark.parametrize(
-    "odd", [{"size": (3, 4)}, {"mode": "RGB"}], ids=["another size", "another kind"]
-)
+@pytest.mark.parametrize("odd", [{"size": (3, 4)}, {"mode": "RGB"}], ids=["another size", "another kind"])
 def test_the_first_odd_image_is_named(root, odd):
     save(root / "train" / "bee" / "odd1.png", 1, **odd)
     save(root / "train" / "bee" / "odd2.png", 1, **odd)

@@ -23,7 +23,7 @@ FASTSAL_ROW Largest<T> largest_of(int64_t size, Score score) {
   for (; i + kLanes <= size; i += kLanes)
     for (int64_t l = 0; l < kLanes; ++l) {
       const T s = score(i + l);
-      best[l] = s <= best[l] ? best[l] : s;  // a NaN is not <= and gets in; nothing is <= NaN, so later ones do too
+      best[l] = s > best[l] || s != s ? s : best[l];  // nothing is > NaN: once in, it stays
     }
   T top = -std::numeric_limits<T>::infinity();
   bool nan = false;

@@ -61,9 +61,7 @@ class Draws:
         return Draws(*(None if values is None else values[start:stop] for values in fields))
 
 
-def draw(
-    names: Sequence[str], count: int, generator: torch.Generator, device: torch.device
-) -> Draws:
+def draw(names: Sequence[str], count: int, generator: torch.Generator, device: torch.device) -> Draws:
     """Choices for `count` images: drawn on the CPU, so they are the same for every device."""
     top = left = mirrored = None
     if "crop" in names:

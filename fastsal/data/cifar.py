@@ -20,17 +20,20 @@ from fastsal.data.restricted_pickle import load_dict
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-CIFAR100_CLASSES = tuple(
-    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus "
-    "butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch "
-    "crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house "
-    "kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle "
-    "mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree "
-    "plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew "
-    "skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank "
-    "telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf "
-    "woman worm".split()
-)
+CIFAR100_CLASSES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle",
+    "bottle", "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle",
+    "caterpillar", "cattle", "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch",
+    "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox",
+    "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion",
+    "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom",
+    "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree",
+    "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray", "road",
+    "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake",
+    "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank",
+    "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle",
+    "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
+)  # fmt: skip
 
 IMAGE_SHAPE = (3, 32, 32)
 _PIXELS = 3 * 32 * 32
@@ -110,9 +113,7 @@ def read_cifar_directory(directory: Path, layout: CifarLayout) -> Dataset:
         DataNotFoundError: if a file is missing.
         DataError: if one is damaged, or its pickle names what is not admitted.
     """
-    parts = [
-        _read_file(directory, name, layout, layout.train_records) for name in layout.train_files
-    ]
+    parts = [_read_file(directory, name, layout, layout.train_records) for name in layout.train_files]
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     test = _read_file(directory, layout.test_file, layout, layout.test_records)
     return Dataset(
@@ -121,15 +122,11 @@ def read_cifar_directory(directory: Path, layout: CifarLayout) -> Dataset:
     )  # fmt: skip
 
 
-def _read_file(
-    directory: Path, name: str, layout: CifarLayout, records: int
-) -> tuple[Tensor, Tensor]:
+def _read_file(directory: Path, name: str, layout: CifarLayout, records: int) -> tuple[Tensor, Tensor]:
     """uint8 (records, 3, 32, 32) images and int64 (records,) labels of one file."""
     path = directory / name
     if not path.is_file():
-        raise DataNotFoundError(
-            f"{layout.name}: expected the file {name} in {directory}; get it: {layout.how_to_get}"
-        )
+        raise DataNotFoundError(f"{layout.name}: expected the file {name} in {directory}; get it: {layout.how_to_get}")
     if layout.pickled:
         images, labels = _read_pickle(path, layout.label_key, records)
     else:
@@ -137,10 +134,7 @@ def _read_file(
     # A label out of range would else be found only in the whole set, without the file's name;
     # and one out of a pickle may be too large for a tensor.
     if min(labels) < 0 or max(labels) >= len(layout.class_names):
-        raise DataError(
-            f"{path}: labels: expected 0..{len(layout.class_names) - 1}, "
-            f"got {min(labels)}..{max(labels)}"
-        )
+        raise DataError(f"{path}: labels: expected 0..{len(layout.class_names) - 1}, got {min(labels)}..{max(labels)}")
     return images, torch.tensor(labels, dtype=torch.int64)
 
 
@@ -148,9 +142,7 @@ def _read_binary(path: Path, label_bytes: int, records: int) -> tuple[Tensor, li
     record = label_bytes + _PIXELS
     size = path.stat().st_size
     if size != records * record:
-        raise DataError(
-            f"{path}: expected {records * record} bytes ({records} records of {record}), got {size}"
-        )
+        raise DataError(f"{path}: expected {records * record} bytes ({records} records of {record}), got {size}")
     table = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
     table = table.reshape(records, record)
     images = table[:, label_bytes:].reshape(records, *IMAGE_SHAPE)
@@ -158,8 +150,9 @@ def _read_binary(path: Path, label_bytes: int, records: int) -> tuple[Tensor, li
 
 
 def _read_pickle(path: Path, label_key: str, records: int) -> tuple[Tensor, list[int]]:
-    # Beside the pixels: labels and file names, well under as much again.
-    size, limit = path.stat().st_size, 2 * records * _PIXELS
+    # Pixels, of which Python 3 makes up to twice as many bytes in protocol 2; beside them labels
+    # and file names, well under as much again.
+    size, limit = path.stat().st_size, 4 * records * _PIXELS
     if size > limit:
         raise DataError(f"{path}: expected at most {limit} bytes, got {size}")
     content = load_dict(path.read_bytes(), str(path))
@@ -167,11 +160,7 @@ def _read_pickle(path: Path, label_key: str, records: int) -> tuple[Tensor, list
         if key not in content:
             raise DataError(f"{path}: expected the key {key!r}, got {sorted(content)}")
     pixels, labels = content["data"], content[label_key]
-    if (
-        not isinstance(pixels, np.ndarray)
-        or pixels.dtype != np.uint8
-        or pixels.shape != (records, _PIXELS)
-    ):
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (records, _PIXELS):
         got = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels)
         raise DataError(f"{path}: data: expected uint8 ({records}, {_PIXELS}), got {got}")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):

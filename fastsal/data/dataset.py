@@ -36,8 +36,7 @@ class Split:
             raise DataError(f"labels: expected int64, got {self.labels.dtype}")
         if self.labels.shape != self.images.shape[:1]:
             raise DataError(
-                f"labels: expected one per image, shape ({self.images.shape[0]},), "
-                f"got {tuple(self.labels.shape)}"
+                f"labels: expected one per image, shape ({self.images.shape[0]},), got {tuple(self.labels.shape)}"
             )
         if self.images.numel() == 0:
             raise DataError(f"images: expected at least one pixel, got {tuple(self.images.shape)}")
@@ -103,20 +102,14 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if len(self.class_names) != self.num_classes:
-            raise DataError(
-                f"{self.name}: class_names: expected {self.num_classes}, "
-                f"got {len(self.class_names)}"
-            )
+            raise DataError(f"{self.name}: class_names: expected {self.num_classes}, got {len(self.class_names)}")
         parts = {"train": self.train}
         if self.test is not None:
             parts["test"] = self.test
         for part, split in parts.items():
             low, high = (int(bound) for bound in split.labels.aminmax())
             if low < 0 or high >= self.num_classes:
-                raise DataError(
-                    f"{self.name}: {part} labels: expected 0..{self.num_classes - 1}, "
-                    f"got {low}..{high}"
-                )
+                raise DataError(f"{self.name}: {part} labels: expected 0..{self.num_classes - 1}, got {low}..{high}")
             if split.images.shape[1:] != self.image_shape:
                 raise DataError(
                     f"{self.name}: {part} images: expected {self.image_shape} each as in train, "

@@ -57,9 +57,7 @@ def read_fashion_mnist_mini(path: Path = PATH) -> Dataset:
             raise DataError(f"{path}: expected the array {name}, got {sorted(arrays)}")
         array = arrays[name]
         if array.dtype != np.uint8 or array.shape != SHAPES[name]:
-            raise DataError(
-                f"{path}: {name}: expected uint8 {SHAPES[name]}, got {array.dtype} {array.shape}"
-            )
+            raise DataError(f"{path}: {name}: expected uint8 {SHAPES[name]}, got {array.dtype} {array.shape}")
         digest = hashlib.sha256(array.tobytes()).hexdigest()
         if digest != expected:
             raise DataError(f"{path}: {name}: expected SHA-256 {expected}, got {digest}")

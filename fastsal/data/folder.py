@@ -57,16 +57,12 @@ def _train_root(directory: Path) -> Path:
 
 
 def _folders(directory: Path) -> list[Path]:
-    return sorted(
-        path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
+    return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _image_files(directory: Path) -> list[Path]:
     return sorted(
-        path
-        for path in directory.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        path for path in directory.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     )
 
 
@@ -75,18 +71,13 @@ def _size_of(split: Split) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _read_split(
-    root: Path, class_names: Sequence[str], expected: tuple[int, int, int] | None = None
-) -> Split:
+def _read_split(root: Path, class_names: Sequence[str], expected: tuple[int, int, int] | None = None) -> Split:
     """All images under root/CLASS; `expected` is (C, H, W), or None to take the first image's."""
     images: list[Tensor] = []
     labels: list[int] = []
     for folder in _folders(root):
         if folder.name not in class_names:
-            raise DataError(
-                f"{folder}: expected a class of the train set, {list(class_names)}, "
-                f"got {folder.name!r}"
-            )
+            raise DataError(f"{folder}: expected a class of the train set, {list(class_names)}, got {folder.name!r}")
         files = _image_files(folder)
         if not files:
             raise DataError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found none")
@@ -111,15 +102,12 @@ def _read_image(path: Path, expected: tuple[int, int, int] | None) -> Tensor:
     try:
         with Image.open(path) as image:
             if image.mode not in ("L", "RGB", "P"):
-                raise DataError(
-                    f"{path}: expected 8-bit greyscale, RGB or palette, got mode {image.mode}"
-                )
+                raise DataError(f"{path}: expected 8-bit greyscale, RGB or palette, got mode {image.mode}")
             channels = 1 if image.mode == "L" else 3
             shape = (channels, image.height, image.width)
             if expected is not None and shape != expected:
                 raise DataError(
-                    f"{path}: expected channels, height and width {expected} like the images "
-                    f"before it, got {shape}"
+                    f"{path}: expected channels, height and width {expected} like the images before it, got {shape}"
                 )
             pixels = np.array(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
     except DataError:

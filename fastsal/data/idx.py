@@ -114,8 +114,7 @@ def _read_pair(images_path: Path, labels_path: Path) -> Split:
     labels = read_idx(labels_path, 1)
     if len(images) != len(labels):
         raise DataError(
-            f"{labels_path}: expected {len(images)} labels, one for each image of "
-            f"{images_path.name}, got {len(labels)}"
+            f"{labels_path}: expected {len(images)} labels, one for each image of {images_path.name}, got {len(labels)}"
         )
     return Split(images.unsqueeze(1), labels.to(torch.int64))
 
@@ -131,14 +130,9 @@ def _locate(directory: Path, stem: str) -> Path | None:
 def _parse(read: Callable[[int], bytes], path: Path, ndim: int, size_limit: int) -> Tensor:
     header = read(4 + 4 * ndim)
     if len(header) < 4 + 4 * ndim:
-        raise DataError(
-            f"{path}: truncated: expected a header of {4 + 4 * ndim} bytes, got {len(header)}"
-        )
+        raise DataError(f"{path}: truncated: expected a header of {4 + 4 * ndim} bytes, got {len(header)}")
     if header[:2] != b"\0\0":
-        raise DataError(
-            f"{path}: magic number: expected an IDX file to begin with 00 00, "
-            f"got {header[:2].hex(' ')}"
-        )
+        raise DataError(f"{path}: magic number: expected an IDX file to begin with 00 00, got {header[:2].hex(' ')}")
     if header[2] != _UINT8:
         raise DataError(f"{path}: type: expected 0x08 (unsigned byte), got 0x{header[2]:02x}")
     if header[3] != ndim:
@@ -154,13 +148,9 @@ def _parse(read: Callable[[int], bytes], path: Path, ndim: int, size_limit: int)
         )
     values = read(count)
     if len(values) < count:
-        raise DataError(
-            f"{path}: truncated: expected {count} values for shape {shape}, got {len(values)}"
-        )
+        raise DataError(f"{path}: truncated: expected {count} values for shape {shape}, got {len(values)}")
     if read(1):
-        raise DataError(
-            f"{path}: trailing data: expected the end after {count} values of shape {shape}"
-        )
+        raise DataError(f"{path}: trailing data: expected the end after {count} values of shape {shape}")
     return torch.frombuffer(bytearray(values), dtype=torch.uint8).reshape(shape)
 
 

@@ -112,14 +112,9 @@ class TensorLoader:
 def _checked_count(images: Tensor, labels: Tensor) -> int:
     """The number of images, after a check that images and labels are what they should be."""
     if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32):
-        raise ValueError(
-            "images: expected (N, C, H, W) uint8 or float32, "
-            f"got {tuple(images.shape)} {images.dtype}"
-        )
+        raise ValueError(f"images: expected (N, C, H, W) uint8 or float32, got {tuple(images.shape)} {images.dtype}")
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels: expected ({images.shape[0]},) int64, got {tuple(labels.shape)} {labels.dtype}"
-        )
+        raise ValueError(f"labels: expected ({images.shape[0]},) int64, got {tuple(labels.shape)} {labels.dtype}")
     if images.shape[0] == 0:
         raise ValueError("images: expected at least one, got none")
     return images.shape[0]

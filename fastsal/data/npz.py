@@ -43,9 +43,7 @@ def read_npz(path: Path) -> Dataset:
     if "images" in arrays:
         pairs = [("images", "labels")]
         if {"x_train", "x_test"} & arrays.keys():
-            raise DataError(
-                f"{path}: expected images, labels or x_train, y_train, got {sorted(arrays)}"
-            )
+            raise DataError(f"{path}: expected images, labels or x_train, y_train, got {sorted(arrays)}")
     else:
         pairs = [("x_train", "y_train")]
         if {"x_test", "y_test"} & arrays.keys():
@@ -57,9 +55,7 @@ def read_npz(path: Path) -> Dataset:
                 f"y_test; or images, labels), got {sorted(arrays)}"
             )
     layout = _layout(arrays, path)
-    splits = [
-        _split(arrays[x], arrays[y], f"{path}: {x}", f"{path}: {y}", layout) for x, y in pairs
-    ]
+    splits = [_split(arrays[x], arrays[y], f"{path}: {x}", f"{path}: {y}", layout) for x, y in pairs]
     names = _class_names(arrays, path)
     if names is None:
         highest = max(int(split.labels.max()) for split in splits)
@@ -76,10 +72,10 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """
     if not path.is_file():
         raise DataNotFoundError(f"expected a .npz file at {path}, found none")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: expected a .npz archive, got another or a truncated file")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: expected a .npz archive, got a single array")
             known = [name for name in archive.files if name in _KNOWN]
             if not known:
                 raise DataError(f"{path}: expected arrays out of {_KNOWN}, got {archive.files}")
@@ -90,18 +86,13 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise DataError(f"{path}: expected a .npz archive of plain arrays: {error}") from error
 
 
-def _split(
-    images: NDArray[Any], labels: NDArray[Any], images_name: str, labels_name: str, layout: str
-) -> Split:
+def _split(images: NDArray[Any], labels: NDArray[Any], images_name: str, labels_name: str, layout: str) -> Split:
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise DataError(f"{images_name}: expected uint8 or floats in [0, 1], got {images.dtype}")
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{labels_name}: expected integers, got {labels.dtype}")
     if labels.shape not in ((len(images),), (len(images), 1)):
-        raise DataError(
-            f"{labels_name}: expected one label per image, shape ({len(images)},), "
-            f"got {labels.shape}"
-        )
+        raise DataError(f"{labels_name}: expected one label per image, shape ({len(images)},), got {labels.shape}")
     kind = np.uint8 if images.dtype == np.uint8 else np.float32
     x = torch.from_numpy(np.ascontiguousarray(images, dtype=kind))
     y = torch.from_numpy(labels.reshape(-1).astype(np.int64))
@@ -115,9 +106,7 @@ def _to_nchw(images: Tensor, layout: str, name: str) -> Tensor:
     if images.ndim == 3:
         return images.unsqueeze(1)
     if images.ndim != 4:
-        raise DataError(
-            f"expected (N, H, W), (N, H, W, C) or (N, C, H, W), got {tuple(images.shape)}"
-        )
+        raise DataError(f"expected (N, H, W), (N, H, W, C) or (N, C, H, W), got {tuple(images.shape)}")
     if not layout:
         first, last = images.shape[1] in _CHANNELS, images.shape[3] in _CHANNELS
         if first == last:
@@ -145,7 +134,5 @@ def _class_names(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[str, ...]
     if names is None:
         return None
     if names.ndim != 1 or names.dtype.kind != "U":
-        raise DataError(
-            f"{path}: class_names: expected a list of strings, got {names.dtype} {names.shape}"
-        )
+        raise DataError(f"{path}: class_names: expected a list of strings, got {names.dtype} {names.shape}")
     return tuple(str(name) for name in names)

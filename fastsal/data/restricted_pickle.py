@@ -27,18 +27,20 @@ from numpy.typing import NDArray
 from fastsal.data.errors import DataError
 
 _OPCODES = frozenset(
-    # frame of the program and memo
-    "PROTO FRAME STOP MARK MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET "
-    # plain values
-    "NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 "
-    "BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
-    "BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    # containers
-    "EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS "
-    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_SET ADDITEMS FROZENSET "
-    # the stand-ins below
-    "GLOBAL STACK_GLOBAL REDUCE BUILD".split()
-)
+    (
+        # frame of the program and memo
+        "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
+        # plain values
+        "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
+        "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+        "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+        # containers
+        "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "APPEND", "APPENDS",
+        "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_SET", "ADDITEMS", "FROZENSET",
+        # the stand-ins below
+        "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
+    )
+)  # fmt: skip
 _MEMO_OPCODES = frozenset(("BINPUT", "LONG_BINPUT"))
 _NUMERIC_TYPE = re.compile("[bui][1248]|f[248]")
 
@@ -153,9 +155,7 @@ class _Type:
     def __init__(self, code: object, align: object = False, copy: object = False) -> None:
         text = code.decode("latin1") if isinstance(code, bytes) else code
         if not isinstance(text, str) or not _NUMERIC_TYPE.fullmatch(text):
-            raise DataError(
-                f"refused pickle: array type: expected a numeric one such as 'u1', got {text!r}"
-            )
+            raise DataError(f"refused pickle: array type: expected a numeric one such as 'u1', got {text!r}")
         self.code = text
         self.order = "|"
 
@@ -190,9 +190,7 @@ class _Array:
         if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
             raise DataError(f"refused pickle: array shape: expected sizes, got {shape!r}")
         if not isinstance(contents, bytes):
-            raise DataError(
-                f"refused pickle: array contents: expected bytes, got {type(contents).__name__}"
-            )
+            raise DataError(f"refused pickle: array contents: expected bytes, got {type(contents).__name__}")
         expected = math.prod(shape) * dtype.dtype().itemsize
         if len(contents) != expected:
             raise DataError(
@@ -210,8 +208,7 @@ def _reconstruct(kind: object, shape: object, type_code: object) -> _Array:
     # NumPy always writes this empty array first; its state follows with BUILD.
     if kind is not _NDARRAY or shape != (0,) or type_code not in (b"b", "b"):
         raise DataError(
-            "refused pickle: array: expected (numpy.ndarray, (0,), 'b'), "
-            f"got ({kind!r}, {shape!r}, {type_code!r})"
+            f"refused pickle: array: expected (numpy.ndarray, (0,), 'b'), got ({kind!r}, {shape!r}, {type_code!r})"
         )
     return _Array()
 
@@ -220,8 +217,7 @@ def _encode(text: object, encoding: object) -> bytes:
     # Python 3 writes bytes like this where the protocol has no bytes of its own.
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise DataError(
-            f"refused pickle: _codecs.encode: expected (str, 'latin1'), "
-            f"got ({type(text).__name__}, {encoding!r})"
+            f"refused pickle: _codecs.encode: expected (str, 'latin1'), got ({type(text).__name__}, {encoding!r})"
         )
     return text.encode("latin1")
 

@@ -29,8 +29,7 @@ _IDX_FOLDERS = {
     "fashion-mnist": ("FashionMNIST/raw", "FashionMNIST", "fashion-mnist/raw", "fashion-mnist"),
 }
 _CIFAR_FOLDERS = {
-    name: tuple(layout.folder for layout in LAYOUTS if layout.name == name)
-    for name in ("cifar10", "cifar100")
+    name: tuple(layout.folder for layout in LAYOUTS if layout.name == name) for name in ("cifar10", "cifar100")
 }
 _FOLDERS: dict[str, tuple[str, ...]] = {**_IDX_FOLDERS, **_CIFAR_FOLDERS}
 _HOW_TO_GET = HOW_TO_GET | {layout.name: layout.how_to_get for layout in reversed(LAYOUTS)}
@@ -124,8 +123,7 @@ def _load_directory(path: Path) -> Dataset:
     found = _detect(path)
     if len({entry.name for entry in found}) > 1:
         raise DataError(
-            f"{path}: expected one data set, got several: pass one of "
-            + ", ".join(str(entry.path) for entry in found)
+            f"{path}: expected one data set, got several: pass one of " + ", ".join(str(entry.path) for entry in found)
         )
     if found:
         return found[0].read()
@@ -137,13 +135,13 @@ def _load_directory(path: Path) -> Dataset:
 def _detect(root: Path) -> list[_Found]:
     """The IDX and CIFAR sets in a directory or in the folders these come in."""
     found = []
-    if has_idx_files(root):
-        name = _name_of_idx(root)
-        found.append(_Found(name, root, functools.partial(read_idx_directory, root, name)))
+    for path in (root, root / "raw"):
+        if has_idx_files(path):
+            name = _name_of_idx(path)
+            found.append(_Found(name, path, functools.partial(read_idx_directory, path, name)))
     for name, folders in _IDX_FOLDERS.items():
         # Of the spellings of one set the first will do.
-        path = next((root / f for f in folders if has_idx_files(root / f)), None)
-        if path is not None:
+        for path in [root / folder for folder in folders if has_idx_files(root / folder)][:1]:
             found.append(_Found(name, path, functools.partial(read_idx_directory, path, name)))
     for layout in LAYOUTS:
         for path in (root, root / layout.folder):

@@ -1,0 +1,230 @@
+"""The slim trainer: one flat function, setup, then epochs of attack, step and account."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fastsal.evaluate import accuracy, robust_accuracy
+from fastsal.methods import METHODS, Settings
+from fastsal.threat import Bound
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class TrainResult:
+    """What a training run leaves.
+
+    Attributes:
+        model: the trained model itself.
+        history: one row per epoch: ``epoch`` (from 1), ``loss`` (outer, mean over images), ``train_accuracy`` (of the
+            points trained on, in train mode), ``live_share`` (mean share of rows that took a step; 1 for PGD, 0
+            for natural), ``live_share_by_step`` (a list), ``images_per_second``, ``seconds``, ``lr``, and with an
+            `eval_loader` ``natural_accuracy`` and ``robust_accuracy`` (PGD-10 without truncation, on at most
+            `eval_rows` images: a curve to watch, not an evaluation). Shares and accuracies are in [0, 1].
+        interrupted: whether Ctrl-C ended it; the last row is then of a part of an epoch.
+    """
+
+    model: Any
+    history: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss was not finite. The model holds its last good state; ``result`` has the history until then."""
+
+    def __init__(self, message: str, result: TrainResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+def train(
+    model: nn.Module,
+    loader: Batches,
+    *,
+    method: str = "sense",
+    eps: float = 8 / 255,
+    alpha: float | None = None,
+    steps: int = 10,
+    c: float = 0.5,
+    norm: str = "Linf",
+    warmup_epochs: int = 1,
+    natural_weight: float = 0.0,
+    clip_min: Bound = 0.0,
+    clip_max: Bound = 1.0,
+    epochs: int = 10,
+    lr: float = 0.05,
+    weight_decay: float = 5e-4,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
+    eval_loader: Batches | None = None,
+    eval_rows: int = 500,
+    seed: int | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Trains `model` in place against the chosen adversary.
+
+    Args:
+        model: a module from inputs to logits (N, C); trained on the device where its parameters are.
+        loader: any re-iterable of (x, y) batches: x (N, ...) in [clip_min, clip_max], fp32 or fp64; y (N,) int64.
+        method: "sense" (Kim & Wang), "pgd" (Madry et al.) or "natural".
+        eps, alpha, steps, c, norm, clip_min, clip_max: the attack in training, as in :class:`fastsal.SENSE`.
+        warmup_epochs: epochs of SENSE in which nothing is truncated.
+        natural_weight: weight of a cross-entropy on clean x beside the adversarial one.
+        epochs: passes over the loader.
+        lr, weight_decay: of the default optimizer, SGD with Nesterov momentum 0.9.
+        optimizer: yours instead; lr and weight_decay are then not used.
+        scheduler: yours, stepped once per epoch; without one, and without an optimizer of yours, the learning rate
+            warms up for a tenth of the run and falls linearly to zero.
+        eval_loader: re-iterable of (x, y); accuracies on it are taken after every epoch.
+        eval_rows: how many of its images the PGD-10 accuracy of the curve uses.
+        seed: fixes noise, dropout and all else that is drawn here; the global random state is then left alone.
+        progress: a bar with loss, accuracy, live share and images per second.
+
+    Returns:
+        A :class:`TrainResult`. Ctrl-C ends the run early and returns what there is.
+
+    Raises:
+        TrainingDiverged: the loss was not finite; says where, and the model holds its last good state.
+        ValueError: an argument out of range, or a loader without batches, naming it.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: expected {', '.join(map(repr, METHODS))}, got {method!r}")
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"epochs: expected an integer >= 1, got {epochs!r}")
+    make_loss = METHODS[method]
+    settings = Settings(eps, alpha, steps, c, norm, warmup_epochs, natural_weight, clip_min, clip_max)
+    device = next(model.parameters()).device
+    schedule = optimizer is None and scheduler is None
+    if optimizer is None:
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True
+        )
+    peak = [group["lr"] for group in optimizer.param_groups]
+    result = TrainResult(model)
+    good = copy.deepcopy(model.state_dict())
+    was_training = model.training
+
+    with nullcontext() if seed is None else torch.random.fork_rng():
+        if seed is not None:
+            torch.manual_seed(seed)
+        noise = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+        try:
+            for epoch in range(epochs):
+                tally = _Tally(steps)
+                batches = _length(loader)
+                bar = tqdm(loader, total=batches, desc=f"epoch {epoch + 1}/{epochs}", disable=not progress, leave=True)
+                model.train()
+                try:
+                    for index, (x, y) in enumerate(bar):
+                        x, y = x.to(device), y.to(device)
+                        if schedule:
+                            along = (epoch + (index / batches if batches else 0.0)) / epochs
+                            for group, top in zip(optimizer.param_groups, peak, strict=True):
+                                group["lr"] = top * min(along / 0.1, (1 - along) / 0.9) if epochs > 1 else top
+                        seed_of_batch = int(torch.empty((), dtype=torch.int64).random_(generator=noise))
+                        outer = make_loss(model, x, y, settings, epoch, seed_of_batch)
+                        loss = float(outer.loss.detach())
+                        if not math.isfinite(loss):
+                            model.load_state_dict(good)
+                            raise TrainingDiverged(
+                                f"the loss is {loss} in epoch {epoch + 1}, batch {index + 1} (method {method!r}, lr "
+                                f"{optimizer.param_groups[0]['lr']:.3g}). The model is back in its last state with a "
+                                "finite loss; a smaller learning rate is the usual cure",
+                                result,
+                            )
+                        _copy_state(model, good)  # these weights gave a finite loss
+                        optimizer.zero_grad(set_to_none=True)
+                        outer.loss.backward()
+                        optimizer.step()
+                        tally.add(loss, outer.logits, y, outer.info)
+                        bar.set_postfix_str(tally.line(), refresh=False)
+                finally:
+                    bar.close()
+                    if tally.images:
+                        result.history.append(tally.row(epoch + 1, optimizer.param_groups[0]["lr"]))
+                if not tally.images:
+                    raise ValueError(f"loader: expected batches in epoch {epoch + 1}, got none (is it re-iterable?)")
+                if scheduler is not None:
+                    scheduler.step()
+                if eval_loader is not None:
+                    model.eval()
+                    row = result.history[-1]
+                    row["natural_accuracy"] = accuracy(model, eval_loader)
+                    row["robust_accuracy"] = robust_accuracy(
+                        model, eval_loader, eps, norm=norm, rows=eval_rows, clip_min=clip_min, clip_max=clip_max
+                    )
+                    if progress:
+                        tqdm.write(
+                            f"epoch {epoch + 1}/{epochs}: natural {row['natural_accuracy']:.1%}, "
+                            f"PGD-10 {row['robust_accuracy']:.1%} (on {eval_rows} images at most)"
+                        )
+        except KeyboardInterrupt:
+            result.interrupted = True
+        finally:
+            model.train(was_training)
+    return result
+
+
+def _length(loader: Any) -> int | None:
+    return len(loader) if hasattr(loader, "__len__") else None
+
+
+def _copy_state(model: nn.Module, into: dict[str, Any]) -> None:
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if isinstance(value, Tensor):
+                into[name].copy_(value)
+
+
+class _Tally:
+    """The account of one epoch."""
+
+    def __init__(self, steps: int) -> None:
+        self.begin = time.perf_counter()
+        self.images = 0
+        self.loss = 0.0
+        self.right = 0
+        self.stepped = [0] * steps
+
+    def add(self, loss: float, logits: Tensor, y: Tensor, info: Any) -> None:
+        self.images += len(y)
+        self.loss += loss * len(y)
+        self.right += int((logits.detach().argmax(dim=1) == y).sum())
+        if info is not None:
+            for k, count in enumerate(info.stepped):
+                self.stepped[k] += count
+
+    @property
+    def live_share(self) -> float:
+        return sum(self.stepped) / max(self.images * len(self.stepped), 1)
+
+    def line(self) -> str:
+        rate = self.images / (time.perf_counter() - self.begin)
+        return (
+            f"loss {self.loss / self.images:.3f}, accuracy {self.right / self.images:.1%}, "
+            f"live {self.live_share:.0%}, {rate:.0f} images/s"
+        )
+
+    def row(self, epoch: int, lr: float) -> dict[str, Any]:
+        seconds = time.perf_counter() - self.begin
+        return {
+            "epoch": epoch,
+            "loss": self.loss / self.images,
+            "train_accuracy": self.right / self.images,
+            "live_share": self.live_share,
+            "live_share_by_step": [count / self.images for count in self.stepped],
+            "images_per_second": self.images / seconds,
+            "seconds": seconds,
+            "lr": lr,
+        }

@@ -35,6 +35,7 @@ def _sensible(
         right, over = judge.flags(logits(x), live.ids)
         live.retire(before, x, right, over, 0)
         before, x_k, undecided = x, noise(live.ids), False  # x counts as x_{-1}
+        live.compacted()
 
     for k in range(rule.steps + 1):
         last = k == rule.steps
@@ -54,6 +55,7 @@ def _sensible(
         before = x_k.detach()
         x_k, nonfinite = threat.step(x, before, gradient, live.rows, live.ids)
         live.backwarded(len(before), nonfinite)
+        live.compacted()
 
     live.finish(x_k.detach())
     return live

@@ -44,12 +44,18 @@ class AttackInfo:
 
 @dataclass
 class LiveRows:
-    """The live rows of one attack: ``rows`` and ``ids`` as the operators take them, None while every row is live."""
+    """The live rows of one attack, as index vectors that the operators take; None stands for 0, 1, 2, ...
+
+    ``ids``: the sample of each live row. ``rows``: its slot in the batch of the last forward, from which the next
+    step gathers. ``origin``: the slot, one batch before, of each row of the batch at hand, to which a crossed row
+    goes back.
+    """
 
     x: Tensor
     steps: int
     rows: Tensor | None = None
     ids: Tensor | None = None
+    origin: Tensor | None = None
     live: list[int] = field(default_factory=list)
     stepped: list[int] = field(default_factory=list)
     row_forwards: int = 0
@@ -73,18 +79,23 @@ class LiveRows:
         last: bool = False,
     ) -> None:
         rows, ids, live = _retire(
-            previous, current, right, over, self.rows, self.ids, self.result, self.stop, step, last
+            previous, current, right, over, self.origin, self.ids, self.result, self.stop, step, last
         )
         self.count = int(live)  # the one wait of a step
         self.rows, self.ids = rows[: self.count], ids[: self.count]
         if right is not None:
             self._attacked = self.ids
 
+    def compacted(self) -> None:
+        """The batch at hand now holds the live rows only, in order."""
+        self.origin, self.rows = self.rows, None
+
     def finish(self, current: Tensor) -> None:
         """Every row that is still live ends at `current`."""
         if self.ids is None:
             self.result = current
         elif self.count:
+            self.origin = None
             self.retire(current, current, None, None, self.steps, last=True)
 
     def forwarded(self, rows: int, iterate: bool = True) -> None:

@@ -38,6 +38,8 @@ def trained(net: nn.Module, x: Tensor, y: Tensor, epochs: int, lr: float, noise:
     fit_x, fit_y = x[2000:6000], y[2000:6000]
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     net.train()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # quicker for nets this small, and the same result on any number of cores
     for _ in range(epochs):
         for batch in torch.randperm(len(fit_x)).split(100):
             z = fit_x[batch]
@@ -45,6 +47,7 @@ def trained(net: nn.Module, x: Tensor, y: Tensor, epochs: int, lr: float, noise:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    torch.set_num_threads(threads)
     return Trained(net.eval(), x[:2000], y[:2000])
 
 

@@ -117,7 +117,8 @@ def test_the_rows_stop_all_over_the_place(request, name, norm) -> None:
     for c in (0.3, 0.5, 0.7):
         _, info, _ = both(model, x, y, eps, c=c, norm=norm)
         histogram = torch.bincount(info.stop_step + 1, minlength=STEPS + 2).tolist()
-        assert min(histogram) >= 0.01 * len(x), f"c={c}: rows stopped at -1, 0, ... K: {histogram}"
+        assert min(histogram) >= 5 and max(histogram) <= 0.6 * len(x), f"c={c}: stopped at -1, 0, ... K: {histogram}"
+        assert sum(n >= 30 for n in histogram) >= STEPS, f"c={c}: stopped at -1, 0, ... K: {histogram}"
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -366,11 +367,19 @@ def test_only_live_rows_run_and_every_row_is_accounted_for(mlp, choice) -> None:
     assert info.row_backwards == sum(log.backward_rows)
 
 
-@pytest.mark.parametrize("choice", [a for a in ACCOUNTS if a.get("decide_at") != "clean"], ids=str)
+@pytest.mark.parametrize("choice", ACCOUNTS, ids=str)
 def test_live_counts_are_the_rows_of_each_forward(mlp, choice) -> None:
     log, _, info, _ = watch(mlp, **choice)
-    assert list(info.live) == log.forward_rows
-    assert info.live_share == pytest.approx([n / 400 for n in log.forward_rows], abs=1e-12)
+    decided_at_x = choice.get("decide_at") == "clean"
+    assert list(info.live) == log.forward_rows[decided_at_x:]
+
+
+@pytest.mark.parametrize("choice", ACCOUNTS, ids=str)
+def test_the_live_share_is_the_share_of_rows_that_take_a_step(mlp, choice) -> None:
+    """Without the rows that the test before the step retired: what is left to be gained shows in it."""
+    _, _, info, expected = watch(mlp, **choice)
+    share = [float(((expected.stop_step >= k) & ~expected.ignored).double().mean()) for k in range(STEPS)]
+    assert info.live_share == pytest.approx(share, abs=1e-12)
 
 
 @pytest.mark.parametrize("steps", [1, STEPS])
@@ -482,7 +491,7 @@ def test_tiny_gradients_make_whole_steps(mlp, norm) -> None:
     x, y = mlp.x[:300], mlp.y[:300]
     faint = nn.Sequential(mlp.model, Scale(1e-12))
     attack = fastsal.PGD(faint, 0.9, 0.2, 2, norm, random_start=False, clip_min=None, clip_max=None)
-    moved = (attack(x, y) - x).flatten(1).norm(dim=1, ord=2.0 if norm == "L2" else float("inf"))
+    moved = (attack(x, y) - x).flatten(1).norm(2.0 if norm == "L2" else float("inf"), dim=1)
     assert (moved > 0.2).all() and (moved <= 0.4 + 1e-9).all()
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
 
 import pytest
 import torch
@@ -78,8 +80,20 @@ def cases(dtype: torch.dtype, norm: str, elements: int = ELEMENTS) -> Iterator[t
         yield x, x_adv, gradient, eps, box
 
 
+def leaves(x: Tensor, z: Tensor, eps: float) -> bool:
+    """||z - x|| > eps in exact arithmetic, for one row where the sum of squares was too close to call."""
+    pairs = Counter(zip(x.tolist(), z.tolist(), strict=True))
+    square = sum(n * (Fraction(b) - Fraction(a)) ** 2 for (a, b), n in pairs.items())
+    return square > Fraction(eps) ** 2
+
+
 def excess(x: Tensor, z: Tensor, eps: float | Tensor, norm: str, box: tuple) -> str:
-    """What is wrong, or nothing. Everything in float64."""
+    """What is wrong, or nothing. Everything in float64.
+
+    A sum of n float64 squares is itself wrong by up to n ulps, most of all in constant rows. A row in float64 that
+    seems to leave the ball by less than that is judged in exact arithmetic; in float32 there is no such excuse.
+    """
+    double = x.dtype == torch.float64
     x, z = x.double().flatten(1), z.double().flatten(1)
     if not z.isfinite().all():
         return "not finite"
@@ -91,21 +105,19 @@ def excess(x: Tensor, z: Tensor, eps: float | Tensor, norm: str, box: tuple) -> 
         scale = torch.where(peak > 0, peak, 1.0).log2().ceil().clamp(-1000, 1000).exp2()
         size = (delta / scale).norm(dim=1) * scale[:, 0]
     over = size > eps
+    if double and norm == "L2":
+        limit = torch.as_tensor(eps, dtype=torch.float64).expand(len(x))
+        for i in (over & (size <= limit * (1 + x.shape[1] * 2.0**-52))).nonzero().flatten().tolist():
+            over[i] = leaves(x[i], z[i], float(limit[i]))
     low, high = box
     if over.any():
-        row = int((size / eps).nan_to_num(0.0, 0.0).argmax()) if isinstance(eps, Tensor) else int(size.argmax())
+        row = int(torch.where(over, size / eps, 0.0).argmax())
         return f"{int(over.sum())} of {len(x)} rows leave the ball, row {row}: {float(size[row])!r} > {eps!r}"
     if low is not None and bool((z < low).any()):
         return f"below the box: {float(z.min())!r} < {low!r}"
     if high is not None and bool((z > high).any()):
         return f"above the box: {float(z.max())!r} > {high!r}"
     return ""
-
-
-def true_length(row: Tensor) -> float:
-    """The L2 norm with a correctly rounded sum of squares, for rows near the limit."""
-    values = row.double().tolist()
-    return math.sqrt(math.fsum(v * v for v in values))
 
 
 # ------------------------------------------------------------------ ten million elements
@@ -194,9 +206,6 @@ def test_constant_rows_of_any_length(dtype, norm, row) -> None:
             z = fastsal.functional.pgd_step(x, z, gradient, eps, 0.7 * eps, norm=norm)
             wrong = excess(x, z, eps, norm, (0.0, 1.0))
             assert not wrong, f"eps {eps!r}: {wrong}"
-        if norm == "L2" and row < 10_000:
-            size = max(true_length(d) for d in (z.double() - x.double())[:: max(1, row // 50)])
-            assert size <= eps
 
 
 @each_norm
@@ -273,7 +282,8 @@ def test_the_l2_step_is_the_projection_up_to_rounding(dtype) -> None:
         ideal = oracle.step(x.double(), x_adv.double(), gradient.double(), eps, alpha, "L2", *box)
         size = torch.stack([x.double().abs(), x_adv.double().abs(), ideal.abs()]).amax(0).to(dtype)
         ulp = size.nextafter(torch.full_like(size, math.inf)).double() - size.double()
-        allowed = 3 * ulp + 8 * margin * eps
+        off_scale = ulp.norm(dim=1, keepdim=True) / eps  # rounding elsewhere in the row moves the factor
+        allowed = 3 * ulp + 8 * margin * eps + 3 * off_scale * (ideal - x.double()).abs()
         worst = ((z - ideal).abs() / allowed).max()
         assert worst <= 1, f"eps {eps!r}, box {box}: {worst:.1f} times the rounding allowed"
 
@@ -293,28 +303,43 @@ def test_corners_and_edges_of_the_ball_are_reached(norm, dtype) -> None:
         assert (size >= eps * (1 - slack)).all() and (size <= eps).all()
 
 
-@each_dtype
-@pytest.mark.parametrize("scale", [1e-42, 1e-38, 1e-30, 1e-19, 1.0, 1e19, 1e30, 1e37])
+SCALES = [(torch.float32, s) for s in (2.0**-149, 1e-42, 1e-38, 1e-30, 1e-19, 1.0, 1e19, 1e30, 1e37)] + [
+    (torch.float64, s) for s in (2.0**-1074, 1e-320, 1e-308, 1e-300, 1e-160, 1e-30, 1.0, 1e160, 1e300, 1e307)
+]
+
+
+@pytest.mark.parametrize(("dtype", "scale"), SCALES, ids=str)
 def test_the_l2_direction_does_not_depend_on_the_scale_of_the_gradient(dtype, scale) -> None:
-    """Squares of 1e-30 underflow in float32, squares of 1e30 overflow."""
-    if dtype == torch.float64:
-        scale = scale**8 if 1e-38 < scale < 1e37 else scale
+    """Squares of 1e-30 underflow in float32 and squares of 1e30 overflow; so does 1 / 1e-42."""
     x = torch.full((4, 30), 0.5, dtype=dtype)
-    direction = torch.tensor([1.0, -2.0, 3.0] * 10, dtype=dtype).expand(4, -1)
-    gradient = direction * scale
+    gradient = torch.tensor([scale, -2 * scale, 3 * scale] * 10, dtype=torch.float64).to(dtype).expand(4, -1)
     assert gradient.isfinite().all() and (gradient != 0).all()
     z = fastsal.functional.pgd_step(x, x, gradient, 0.3, 0.1, norm="L2")
-    expected = x + 0.1 * gradient / scale / (gradient / scale).norm(dim=1, keepdim=True)
-    tolerance = 1e-4 if scale < 1e-40 else 1e-6
-    torch.testing.assert_close(z, expected, rtol=0, atol=tolerance)
+    direction = gradient.double() / scale
+    expected = x.double() + 0.1 * direction / direction.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(z.double(), expected, rtol=0, atol=2e-7 if dtype == torch.float32 else 1e-15)
+    far = fastsal.functional.pgd_step(x, x, gradient, 0.3, 7.0, norm="L2")
+    assert not excess(x, far, 0.3, "L2", (0.0, 1.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("spread", [1e-200, 1e-30, 1e-8])
+def test_a_gradient_of_very_different_elements_is_led_by_the_largest(dtype, spread) -> None:
+    x = torch.full((2, 9), 0.5, dtype=dtype)
+    gradient = torch.full((2, 9), spread, dtype=torch.float64).to(dtype)
+    gradient[:, 4] = -1.0
+    z = fastsal.functional.pgd_step(x, x, gradient, 0.3, 0.1, norm="L2")
+    torch.testing.assert_close(z[:, 4], torch.full((2,), 0.4, dtype=dtype), rtol=0, atol=1e-6)
+    assert ((z[:, :4] - 0.5).abs() <= 1e-8).all()
 
 
 def test_signs_of_zero_do_not_move() -> None:
     x = torch.rand(3, 8, dtype=torch.float64)
-    gradient = torch.tensor([0.0, -0.0, 1e-320, -1e-320, 1.0, -1.0, 0.0, -0.0]).double().expand(3, -1)
+    values = [0.0, -0.0, 1e-320, -1e-320, 1.0, -1.0, 1e-60, -1e-60]
+    gradient = torch.tensor(values, dtype=torch.float64).expand(3, -1)
     z = fastsal.functional.pgd_step(x, x, gradient, 0.1, 0.01, norm="Linf", clip_min=None, clip_max=None)
     moved = (z - x).sign()
-    assert moved[0].tolist() == [0, 0, 1, -1, 1, -1, 0, 0]
+    assert moved[0].tolist() == [0, 0, 1, -1, 1, -1, 1, -1]
 
 
 @each_norm

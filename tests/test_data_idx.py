@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastsal.data import DataError, DataNotFoundError
-from fastsal.data.idx import STEMS, read_idx, read_idx_directory
+from fastsal.data.idx import STEMS, _BoundedGzip, read_idx, read_idx_directory
 
 
 def idx(shape: tuple[int, ...], values: bytes, *, begin: bytes = b"\0\0\x08") -> bytes:
@@ -95,7 +95,11 @@ def test_no_flipped_bit_of_compressed_values_changes_them(tmp_path):
     assert found >= 8 * (len(content) - 10) - 7
 
 
-def test_something_after_the_gzip_data_is_refused(tmp_path):
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 16])
+def test_something_after_the_gzip_data_is_refused(tmp_path, monkeypatch, chunk):
+    # What follows may come with the last chunk that is read, or only after it.
+    monkeypatch.setattr(_BoundedGzip, "_CHUNK", chunk)
+    assert read_idx(written(tmp_path, gzip.compress(GOOD), "f.gz"), 3).shape == (2, 3, 4)
     for more in (b"\0", gzip.compress(b"more")):
         with pytest.raises(DataError, match="trailing data"):
             read_idx(written(tmp_path, gzip.compress(GOOD) + more, "f.gz"), 3)

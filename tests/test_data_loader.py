@@ -262,6 +262,7 @@ def test_augment_may_be_nothing_a_string_or_a_sequence(augment):
     assert len(run(TensorLoader(images, labels, augment=augment, seed=0))[1]) == 3
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("augment", [None, "crop", "flip", "crop,flip"])
 def test_every_device_gets_the_same_batches(augment):

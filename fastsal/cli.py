@@ -1,0 +1,242 @@
+"""The command line: ``fastsal train``, ``fastsal evaluate``, ``fastsal doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastsal import data, doctor, models, plots, runs
+from fastsal.attack import PGD
+from fastsal.evaluate import evaluate
+from fastsal.methods import METHODS
+from fastsal.train import TrainingDiverged, train
+from fastsal.version import __version__
+
+INTERRUPTED = 130  # what a shell expects after Ctrl-C
+EXAMPLE_IMAGES = 8
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except KeyboardInterrupt:
+        print("fastsal: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, TypeError, ImportError, OSError, NotImplementedError, TrainingDiverged) as error:
+        print(f"fastsal: error: {error}", file=sys.stderr)
+        return 1
+
+
+# ---------------------------------------------------------------------------------------------- train
+
+
+def _train(args: argparse.Namespace) -> int:
+    folder = Path(args.out)
+    if (folder / runs.CONFIG).exists() and not args.overwrite:
+        raise ValueError(f"--out: expected a folder without a run, got {folder}; pass --overwrite to replace it")
+    dataset = data.load(args.data)
+    channels, height, width = dataset.train.images.shape[1:]
+    if height != width:
+        raise ValueError(f"--data: expected square images, got {height} x {width}")
+    torch.manual_seed(args.seed)
+    model = models.get(args.model, num_classes=dataset.num_classes, in_channels=channels, image_size=height)
+    model = model.to(args.device)
+    print(
+        f"{args.model} ({sum(p.numel() for p in model.parameters()):,} parameters) on {dataset.name}: "
+        f"{len(dataset.train):,} training images of {channels}x{height}x{width}, {dataset.num_classes} classes; "
+        f"method {args.method}, {args.norm} eps {args.eps:.6g}",
+        flush=True,
+    )
+    test = None if dataset.test is None else dataset.test.loader(args.batch_size, device=args.device)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (runs.HISTORY, runs.REPORT, runs.MODEL, runs.CURVES, runs.EXAMPLES):
+        (folder / name).unlink(missing_ok=True)  # an earlier run's, which --overwrite gave up
+    config = {key: value for key, value in vars(args).items() if key not in ("run", "command", "overwrite")}
+    shape = {"num_classes": dataset.num_classes, "in_channels": channels, "size": height}
+    runs.write_config(folder, {**config, "shape": shape})
+
+    diverged: TrainingDiverged | None = None
+    try:
+        result = train(
+            model,
+            dataset.train.loader(
+                args.batch_size, shuffle=True, augment=args.augment, device=args.device, seed=args.seed
+            ),
+            method=args.method,
+            eps=args.eps,
+            alpha=args.alpha,
+            steps=args.steps,
+            c=args.c,
+            norm=args.norm,
+            warmup_epochs=args.warmup_epochs,
+            natural_weight=args.natural_weight,
+            epochs=args.epochs,
+            lr=args.lr,
+            weight_decay=args.weight_decay,
+            eval_loader=test,
+            seed=args.seed,
+            progress=not args.quiet,
+        )
+    except TrainingDiverged as error:
+        diverged, result = error, error.result
+    runs.write_model(folder, model)
+    if result.history:
+        runs.write_history(folder, result.history)
+        plots.curves(result.history, folder / runs.CURVES, _title(config))
+    if diverged is not None:
+        print(f"fastsal: error: {diverged} (kept in {folder})", file=sys.stderr)
+        return 1
+    if result.interrupted:
+        print(f"fastsal: interrupted; weights and history so far are in {folder}", file=sys.stderr)
+        return INTERRUPTED
+    if test is None:
+        print(f"{dataset.name} has no test split: nothing to evaluate. Written to {folder}")
+        return 0
+    _report(model, dataset, config, folder, args)
+    return 0
+
+
+def _title(config: dict[str, Any]) -> str:
+    cut = f", c {config['c']:g}" if config["method"] == "sense" else ""
+    return f"{config['method']}{cut}, {config['norm']} eps {config['eps']:.4g}, {config['model']} on {config['data']}"
+
+
+def _report(
+    model: nn.Module, dataset: data.Dataset, config: dict[str, Any], folder: Path, args: argparse.Namespace
+) -> None:
+    """Evaluates on the test split, prints the table, writes report.json and examples.png."""
+    if dataset.test is None:
+        raise ValueError(f"--data: expected a data set with a test split, got {dataset.name}")
+    device = next(model.parameters()).device
+    model.eval()
+    report = evaluate(
+        model,
+        dataset.test.loader(args.batch_size, device=device),
+        config["eps"],
+        norm=config["norm"],
+        steps=args.eval_steps,
+        progress=not args.quiet,
+    )
+    report.save(folder / runs.REPORT)
+    print(report.table())
+    count = min(EXAMPLE_IMAGES, len(dataset.test))
+    x, y = next(iter(dataset.test.loader(count, device=device)))
+    alpha = 2.5 * config["eps"] / args.eval_steps
+    x_adv = PGD(model, config["eps"], alpha, args.eval_steps, config["norm"])(x, y, seed=0)
+    with torch.no_grad():
+        clean, adversarial = model(x), model(x_adv)
+    title = f"PGD-{args.eval_steps}, {_title(config)}"
+    plots.examples(x, x_adv, y, clean, adversarial, dataset.class_names, folder / runs.EXAMPLES, title)
+    print(f"written to {folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
+
+
+# ------------------------------------------------------------------------------------ evaluate, doctor
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    folder = Path(args.run_folder)
+    config = runs.read_config(folder)
+    model = runs.read_model(folder, config).to(args.device)
+    for name in ("eps", "norm", "data"):
+        if getattr(args, name) is not None:
+            config[name] = getattr(args, name)
+    _report(model, data.load(config["data"]), config, folder, args)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    return 0 if doctor.examine(sys.stdout) else 1
+
+
+# --------------------------------------------------------------------------------------------- parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastsal", description="Sensible adversarial training (SENSE), PGD and their evaluation."
+    )
+    parser.add_argument("--version", action="version", version=f"fastsal {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    shows = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+
+    run = commands.add_parser(
+        "train", help="train a robust classifier, evaluate it, draw its pictures, all into one folder", **shows
+    )
+    run.set_defaults(run=_train)
+    run.add_argument("--data", default="fashion-mnist-mini", help=f"one of {', '.join(data.names())}, or a path")
+    run.add_argument("--model", default="small-cnn", help=f"one of {', '.join(models.names())}")
+    run.add_argument("--method", default="sense", choices=list(METHODS), help="how the training loss is made")
+    run.add_argument("--out", default="runs/latest", help="folder for everything that is written")
+    run.add_argument("--overwrite", action="store_true", help="replace a run that is already in --out")
+    run.add_argument("--eps", type=_positive, default=8 / 255, help="radius, in units of pixels in [0, 1]")
+    run.add_argument(
+        "--alpha", type=_positive, default=None, help="attack step, in units of pixels; None is 1.875 eps / steps"
+    )
+    run.add_argument("--steps", type=_count, default=10, help="attack steps in training, a number >= 1")
+    run.add_argument("--norm", default="Linf", choices=["Linf", "L2"], help="norm of the ball")
+    run.add_argument("--c", type=_probability, default=0.5, help="confidence threshold of SENSE, a probability in [0, 1]")
+    run.add_argument("--warmup-epochs", type=_whole, default=1, help="SENSE epochs without truncation, a number >= 0")
+    run.add_argument(
+        "--natural-weight", type=_positive, default=0.0, help="weight >= 0 of the clean loss beside the adversarial one"
+    )
+    run.add_argument("--epochs", type=_count, default=10, help="passes over the training images, a number >= 1")
+    run.add_argument("--lr", type=_positive, default=0.05, help="peak learning rate of SGD with momentum 0.9")
+    run.add_argument("--weight-decay", type=_positive, default=5e-4, help="L2 penalty of SGD, per step")
+    run.add_argument("--augment", default=None, help="comma-separated: crop (reflect-pad 4 pixels), flip (horizontal)")
+    run.add_argument("--seed", type=int, default=0, help="integer that fixes weights, order, noise and dropout")
+
+    again = commands.add_parser("evaluate", help="evaluate a trained run again, and rewrite its report", **shows)
+    again.set_defaults(run=_evaluate)
+    again.add_argument("run_folder", metavar="RUN", help="a folder written by fastsal train")
+    again.add_argument("--data", default=None, help="other data: a name or a path (None: the run's own)")
+    again.add_argument("--eps", type=_positive, default=None, help="radius in pixels in [0, 1] (None: the run's own)")
+    again.add_argument("--norm", default=None, choices=["Linf", "L2"], help="norm (None: the run's own)")
+
+    for command in (run, again):
+        command.add_argument("--batch-size", type=_count, default=128, help="images per batch")
+        command.add_argument("--eval-steps", type=_count, default=40, help="k of PGD-k in the evaluation")
+        command.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, ...")
+        command.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    check = commands.add_parser("doctor", help="what runs where on this machine, checked against the reference")
+    check.set_defaults(run=_doctor)
+    return parser
+
+
+def _number(text: str, kind: type, accept: Any, expected: str) -> Any:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = None
+    if number is None or not accept(number):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return number
+
+
+def _positive(text: str) -> float:
+    return float(_number(text, float, lambda v: 0 <= v < float("inf"), "a finite number >= 0"))
+
+
+def _probability(text: str) -> float:
+    return float(_number(text, float, lambda v: 0 <= v <= 1, "a probability in [0, 1]"))
+
+
+def _count(text: str) -> int:
+    return int(_number(text, int, lambda v: v >= 1, "a whole number >= 1"))
+
+
+def _whole(text: str) -> int:
+    return int(_number(text, int, lambda v: v >= 0, "a whole number >= 0"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""A run on disk: config.json, history.csv, report.json, model.pt and two pictures in one folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastsal import models
+from fastsal.version import __version__
+
+CONFIG, HISTORY, REPORT, MODEL = "config.json", "history.csv", "report.json", "model.pt"
+CURVES, EXAMPLES = "curves.png", "examples.png"
+
+
+class RunError(ValueError):
+    """A folder that is not a run, or holds a damaged one; says what was looked for and where."""
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    versions = {
+        "fastsal": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    (folder / CONFIG).write_text(json.dumps({**config, "versions": versions}, indent=2) + "\n", encoding="utf-8")
+
+
+def write_history(folder: Path, history: Sequence[dict[str, Any]]) -> None:
+    """One line per epoch; the live share by step gets one column per step."""
+    flat = []
+    for row in history:
+        line = {key: value for key, value in row.items() if key != "live_share_by_step"}
+        line |= {f"live_share_step_{k + 1}": share for k, share in enumerate(row["live_share_by_step"])}
+        flat.append(line)
+    columns = list(dict.fromkeys(key for line in flat for key in line))
+    with (folder / HISTORY).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def write_model(folder: Path, model: nn.Module) -> None:
+    unfinished = folder / (MODEL + ".part")
+    torch.save(model.state_dict(), unfinished)
+    unfinished.replace(folder / MODEL)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise RunError(f"expected a run, a folder with {CONFIG} and {MODEL}, at {folder}, got no {CONFIG} there")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}: expected JSON, got {error}") from error
+    return config
+
+
+def read_model(folder: Path, config: dict[str, Any]) -> nn.Module:
+    """The trained model; weights only, nothing is unpickled that could run code."""
+    path = folder / MODEL
+    if not path.is_file():
+        raise RunError(f"expected trained weights at {path}, got no such file")
+    shape = config["shape"]
+    model = models.get(
+        config["model"], num_classes=shape["num_classes"], in_channels=shape["in_channels"], image_size=shape["size"]
+    )
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise RunError(f"{path}: expected weights of {config['model']}, got {error}") from error
+    return model
+
+

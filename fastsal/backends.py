@@ -129,7 +129,7 @@ def _bind() -> None:
         LIBRARY.impl(
             operator.name,
             implementation(operator, body_of(operator.name, "reference"), check_values=False),
-            "CUDA",
+            "CompositeExplicitAutograd",
         )
 
 

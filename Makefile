@@ -1,0 +1,67 @@
+# Every target sets up what it needs and reuses what is there. PYTHON=python3.12 make test takes another interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help setup demo test lint types format wheels compare benchmarks figures clean
+help:
+	@echo "make demo        set up, then train, evaluate and plot on the embedded data (minutes)"
+	@echo "make test        set up, then run all tests (minutes)"
+	@echo "make compare     natural, PGD and SENSE over three seeds; rewrites the README's table (resumes when stopped)"
+	@echo "make benchmarks  kernels side by side with eager torch and torch.compile"
+	@echo "make lint types  ruff and mypy;  make format  rewrites the code"
+	@echo "make wheels      two wheels, with and without the extension, each installed and tested on its own"
+	@echo "make figures     the README's picture"
+
+# torch first, by itself: the build of the extension must see the very torch that will load it
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "setting up $(VENV): torch, test tools and plots"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch numpy setuptools ninja
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py $(SOURCES)
+	@echo "building fastsal"
+	$(PIP) --no-build-isolation --editable '.[plots,images,test,bench]'
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.built
+	$(PIP) ruff mypy
+	@touch $@
+
+setup: $(VENV)/.built
+
+demo: setup
+	$(BIN)/fastsal train --data fashion-mnist-mini --model small-cnn --method sense --c 0.5 --eps 0.1 --epochs 6 \
+	  --out runs/demo --overwrite
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.tools
+	$(BIN)/mypy
+
+format: $(VENV)/.tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheels: setup
+	tools/test_wheels $(BIN)/python
+
+compare: setup
+	$(BIN)/python -m benchmarks.compare --readme README.md
+
+benchmarks: setup
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+figures: setup
+	$(BIN)/python examples/three_gaussians.py --out docs/three_gaussians.png
+
+clean:
+	rm -rf build dist *.egg-info fastsal/*.so runs/demo

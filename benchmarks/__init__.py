@@ -1,0 +1,1 @@
+"""Measurements, each reproducible by a command. Benchmarks measure; they assert no time."""

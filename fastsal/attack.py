@@ -1,75 +1,18 @@
-"""Sensible adversaries and projected gradient descent: the paper's algorithm, and the two attacks made of it."""
+"""The attacks: what a user gives and gets. The algorithm itself is in :mod:`fastsal.algorithm`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from fastsal.judge import Judge, judge_of
+from fastsal.algorithm import Rule, sensible_adversaries
+from fastsal.judge import judge_of
 from fastsal.live import AttackInfo, LiveRows
 from fastsal.model_view import RandomState, attacked, warn_of_probabilities
 from fastsal.operators import FLOATS, memory_format
 from fastsal.threat import Bound, Threat, cut_of, norm_name, norm_order
-
-
-def _sensible(
-    logits: Callable[[Tensor], Tensor],
-    judge: Judge,
-    threat: Threat,
-    x: Tensor,
-    noise: Callable[[Tensor | None], Tensor],
-    rule: Rule,
-) -> LiveRows:
-    """Section 2 of Kim & Wang (arXiv 2205.10457): ascend, and stop each row before its loss crosses the cut."""
-    live = LiveRows(x, rule.steps)
-    x_k = noise(None)
-    before = x if rule.ignored == "clean" else x_k  # what a row returns that is never attacked
-
-    undecided = judge.has_cut
-    if undecided and rule.decide_at == "clean" and rule.random_start:
-        live.forwarded(len(x), iterate=False)
-        right, over = judge.flags(logits(x), live.ids)
-        live.retire(before, x, right, over, 0)
-        before, x_k, undecided = x, noise(live.ids), False  # x counts as x_{-1}
-        live.compacted()
-
-    for k in range(rule.steps + 1):
-        last = k == rule.steps
-        tested = undecided or (judge.has_cut and rule.truncate)
-        if live.count == 0 or (last and not tested):
-            break
-        live.forwarded(len(x_k))
-        with torch.set_grad_enabled(not last):
-            z = logits(x_k.requires_grad_(not last))
-        ascent, right, over = judge(z, live.ids, gradient=not last)
-        if tested:
-            live.retire(before, x_k, right if undecided else None, over, k, last)
-            undecided = False
-        if last or live.count == 0:
-            break
-        (gradient,) = torch.autograd.grad(z, x_k, ascent)
-        before = x_k.detach()
-        x_k, nonfinite = threat.step(x, before, gradient, live.rows, live.ids)
-        live.backwarded(len(before), nonfinite)
-        live.compacted()
-
-    live.finish(x_k.detach())
-    return live
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The choices of section 3 that shape the loop."""
-
-    steps: int
-    random_start: bool
-    ignored: str
-    decide_at: str
-    truncate: bool
 
 
 class Attack:
@@ -207,7 +150,8 @@ class Attack:
                     return threat.start(x, seed, sample_ids, ids)
                 return x.clone() if ids is None else x[ids]
 
-            live = _sensible(logits, judge, threat, x, noise, self.rule)
+            live = sensible_adversaries(logits, judge, threat, x, noise, self.rule)
+            live.right = judge.right_at_first
             live.row_forwards += len(x) if predicting else 0
             return live
 

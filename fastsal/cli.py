@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastsal {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    shows = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    shows: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
 
     run = commands.add_parser(
         "train", help="train a robust classifier, evaluate it, draw its pictures, all into one folder", **shows
@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--steps", type=_count, default=10, help="attack steps in training, a number >= 1")
     run.add_argument("--norm", default="Linf", choices=["Linf", "L2"], help="norm of the ball")
-    run.add_argument("--c", type=_probability, default=0.5, help="confidence threshold of SENSE, a probability in [0, 1]")
+    run.add_argument("--c", type=_probability, default=0.5, help="threshold of SENSE, a probability in [0, 1]")
     run.add_argument("--warmup-epochs", type=_whole, default=1, help="SENSE epochs without truncation, a number >= 0")
     run.add_argument(
         "--natural-weight", type=_positive, default=0.0, help="weight >= 0 of the clean loss beside the adversarial one"

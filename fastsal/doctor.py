@@ -54,7 +54,15 @@ def _difference(name: str, arguments: tuple[Any, ...], body: str) -> float:
         outputs = backends.implementation(operator, backends.body_of(name, kind), check_values=True)(*copies)
         mutated = [copies[i] for i, text in enumerate(operator.arguments.split(", ")) if "!)" in text]
         results.append([*(outputs if isinstance(outputs, tuple) else (outputs,)), *mutated])
-    return max(float((a.double() - b.double()).abs().max()) for a, b in zip(*results, strict=True))
+    return max(_farthest(a.double(), b.double()) for a, b in zip(*results, strict=True))
+
+
+def _farthest(a: Tensor, b: Tensor) -> float:
+    """Largest difference of two tensors; infinite where a NaN stands in one of them only, or the shapes differ."""
+    if a.shape != b.shape:
+        return math.inf
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float((a - b).abs().nan_to_num(nan=math.inf).masked_fill(same, 0.0).max())
 
 
 def examine(out: TextIO) -> bool:

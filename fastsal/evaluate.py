@@ -7,6 +7,7 @@ import math
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def evaluate(
     counts = dict.fromkeys(["natural", *attacks, "worst"], 0)
     nonfinite = dict.fromkeys(attacks, 0)
     samples = 0
-    for x, y in tqdm(_placed(model, loader), total=_length(loader), desc="evaluate", disable=not progress):
+    batches = length_hint(loader, 0) or None  # None: it does not say
+    for x, y in tqdm(_placed(model, loader), total=batches, desc="evaluate", disable=not progress):
         batch = _Batch(model, x, y, samples)
         worst = batch.natural.clone()
         for name, how in attacks.items():
@@ -278,7 +280,3 @@ def _placed(model: Any, loader: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     for x, y in loader:
         yield (x, y) if parameter is None else (x.to(parameter.device), y.to(parameter.device))
-
-
-def _length(loader: Any) -> int | None:
-    return len(loader) if hasattr(loader, "__len__") else None

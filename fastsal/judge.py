@@ -37,6 +37,7 @@ class Judge:
     other: Tensor | None  # the class held against y, for a targeted margin
     at_first_sight: Callable[[Tensor], None]
     check_labels: bool
+    right_at_first: Tensor | None = None
     _seen: bool = False
 
     @property
@@ -50,6 +51,7 @@ class Judge:
         if self.cut is not None or (self.loss == "ce" and gradient):
             cut = float("inf") if self.cut is None else self.cut
             _, ascent, right, over = _cross_entropy(scores, self.y, ids, cut)
+            self.right_at_first = right if self.right_at_first is None else self.right_at_first
         if self.loss == "margin" and gradient:
             _, ascent = _margin(scores, self.y, self.other, ids)
         return ascent, right, over
@@ -67,7 +69,7 @@ class Judge:
         low, high = (int(edge) for edge in torch.aminmax(self.y))
         if low < 0 or high >= logits.shape[1]:
             raise ValueError(
-                f"y: expected labels in [0, {logits.shape[1]}), the classes of the model, got a range of {low} to {high}"
+                f"y: expected labels in [0, {logits.shape[1]}), the classes of the model, got {low} to {high}"
             )
 
 

@@ -20,6 +20,8 @@ class AttackInfo:
         steps: K, the number of steps asked for.
         stop_step: (N,) int64, k of the returned iterate x_k; -1 for a row that never left x (or x_0, when ignored
             rows return their start).
+        right: (N,) bool, rows that the model got right at first sight (x_0, or x with decide_at="clean"); None where
+            nothing looked: another loss than cross-entropy, and no cut.
         ignored: (N,) bool, rows that were never attacked: wrong, or over the cut, where that was decided.
         nonfinite: (N,) bool, rows that met a gradient that was not finite.
         live: rows in forward k = 0, 1, ... (a forward made to decide at x, or to predict y, is not among them).
@@ -29,6 +31,7 @@ class AttackInfo:
 
     steps: int
     stop_step: Tensor
+    right: Tensor | None
     ignored: Tensor
     nonfinite: Tensor
     live: list[int]
@@ -60,6 +63,7 @@ class LiveRows:
     stepped: list[int] = field(default_factory=list)
     row_forwards: int = 0
     row_backwards: int = 0
+    right: Tensor | None = None
 
     def __post_init__(self) -> None:
         samples = self.x.shape[0]
@@ -120,6 +124,7 @@ class LiveRows:
         return AttackInfo(
             steps=self.steps,
             stop_step=self.stop,
+            right=self.right,
             ignored=ignored,
             nonfinite=nonfinite,
             live=self.live,

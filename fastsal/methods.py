@@ -40,7 +40,7 @@ class Outer:
 
 def natural(model: Any, x: Tensor, y: Tensor, settings: Settings, epoch: int, seed: int) -> Outer:
     """Plain cross-entropy on clean inputs."""
-    logits = model(x)
+    logits = _logits(model, x)
     return Outer(cross_entropy(logits, y), logits, None)
 
 
@@ -79,11 +79,17 @@ def _on_adversaries(
 ) -> Outer:
     """Cross-entropy on every returned row, ignored ones included, and `natural_weight` times that of clean x."""
     x_adv, info = attacked
-    logits = model(x_adv)
+    logits = _logits(model, x_adv)
     loss = cross_entropy(logits, y)
     if settings.natural_weight:
-        loss = loss + settings.natural_weight * cross_entropy(model(x), y)
+        loss = loss + settings.natural_weight * cross_entropy(_logits(model, x), y)
     return Outer(loss, logits, info)
+
+
+def _logits(model: Any, x: Tensor) -> Tensor:
+    output = model(x)
+    logits: Tensor = getattr(output, "logits", output)
+    return logits
 
 
 Method = Callable[[Any, Tensor, Tensor, Settings, int, int], Outer]

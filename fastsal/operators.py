@@ -410,8 +410,11 @@ def _retire_outputs(
         result=result,
         stop=stop,
     )
-    index = {"dtype": torch.int64, "device": current.device}
-    return torch.empty(count, **index), torch.empty(count, **index), torch.empty(1, **index)
+    return (
+        torch.empty(count, dtype=torch.int64, device=current.device),
+        torch.empty(count, dtype=torch.int64, device=current.device),
+        torch.empty(1, dtype=torch.int64, device=current.device),
+    )
 
 
 def _retire_values(

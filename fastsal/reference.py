@@ -158,7 +158,8 @@ def _row_norm(values: Tensor) -> Tensor:
         return flat.new_zeros(flat.shape[0])
     largest = flat.abs().amax(dim=1)
     unit = torch.where(largest > 0, largest, 1.0)
-    return torch.linalg.vector_norm(flat / unit.unsqueeze(1), dim=1) * largest
+    norm: Tensor = torch.linalg.vector_norm(flat / unit.unsqueeze(1), dim=1) * largest
+    return norm
 
 
 def pgd_step(

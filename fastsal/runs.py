@@ -58,9 +58,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RunError(f"expected a run, a folder with {CONFIG} and {MODEL}, at {folder}, got no {CONFIG} there")
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text at all
         raise RunError(f"{path}: expected JSON, got {error}") from error
+    wanted = {"model", "data", "method", "c", "eps", "norm", "shape"}
+    if not isinstance(config, dict) or not wanted <= config.keys():
+        raise RunError(f"{path}: expected the settings of a run ({', '.join(sorted(wanted))}), got others")
     return config
 
 
@@ -75,8 +78,9 @@ def read_model(folder: Path, config: dict[str, Any]) -> nn.Module:
     )
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise RunError(f"{path}: expected weights of {config['model']}, got {error}") from error
+    except Exception as error:  # whatever a damaged file makes of the reader
+        first = str(error).strip().partition("\n")[0]
+        raise RunError(f"{path}: expected weights of {config['model']}, got {type(error).__name__}: {first}") from error
     return model
 
 

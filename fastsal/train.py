@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -28,7 +30,8 @@ class TrainResult:
     Attributes:
         model: the trained model itself.
         history: one row per epoch: ``epoch`` (from 1), ``loss`` (outer, mean over images), ``train_accuracy`` (of the
-            points trained on, in train mode), ``live_share`` (mean share of rows that took a step; 1 for PGD, 0
+            points trained on, in train mode), ``start_accuracy`` (in eval mode, at the attack's random start; None
+            without an attack), ``live_share`` (mean share of rows that took a step; 1 for PGD, 0
             for natural), ``live_share_by_step`` (a list), ``images_per_second``, ``seconds``, ``lr``, and with an
             `eval_loader` ``natural_accuracy`` and ``robust_accuracy`` (PGD-10 without truncation, on at most
             `eval_rows` images: a curve to watch, not an evaluation). Shares and accuracies are in [0, 1].
@@ -41,7 +44,7 @@ class TrainResult:
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss was not finite. The model holds its last good state; ``result`` has the history until then."""
+    """The loss, or the weights, were not finite. The model holds its last good state; ``result`` has the history."""
 
     def __init__(self, message: str, result: TrainResult) -> None:
         super().__init__(message)
@@ -75,7 +78,8 @@ def train(
     """Trains `model` in place against the chosen adversary.
 
     Args:
-        model: a module from inputs to logits (N, C); trained on the device where its parameters are.
+        model: a module from inputs to logits (N, C), or to an object with ``.logits``; trained on the device where
+            its parameters are, in train mode; its training flags are put back afterwards.
         loader: any re-iterable of (x, y) batches: x (N, ...) in [clip_min, clip_max], fp32 or fp64; y (N,) int64.
         method: "sense" (Kim & Wang), "pgd" (Madry et al.) or "natural".
         eps, alpha, steps, c, norm, clip_min, clip_max: the attack in training, as in :class:`fastsal.SENSE`.
@@ -84,8 +88,8 @@ def train(
         epochs: passes over the loader.
         lr, weight_decay: of the default optimizer, SGD with Nesterov momentum 0.9.
         optimizer: yours instead; lr and weight_decay are then not used.
-        scheduler: yours, stepped once per epoch; without one, and without an optimizer of yours, the learning rate
-            warms up for a tenth of the run and falls linearly to zero.
+        scheduler: of your optimizer, stepped once per epoch. With an optimizer of yours nothing else changes the
+            learning rate; without one it rises for a tenth of the run and then falls linearly towards zero.
         eval_loader: re-iterable of (x, y); accuracies on it are taken after every epoch.
         eval_rows: how many of its images the PGD-10 accuracy of the curve uses.
         seed: fixes noise, dropout and all else that is drawn here; the global random state is then left alone.
@@ -95,17 +99,24 @@ def train(
         A :class:`TrainResult`. Ctrl-C ends the run early and returns what there is.
 
     Raises:
-        TrainingDiverged: the loss was not finite; says where, and the model holds its last good state.
+        TrainingDiverged: the loss or the weights were not finite; says where, and the model holds its last good
+            state.
         ValueError: an argument out of range, or a loader without batches, naming it.
     """
     if method not in METHODS:
         raise ValueError(f"method: expected {', '.join(map(repr, METHODS))}, got {method!r}")
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs: expected an integer >= 1, got {epochs!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps: expected an integer >= 0, got {steps!r}")
+    if isinstance(eval_rows, bool) or not isinstance(eval_rows, int) or eval_rows < 1:
+        raise ValueError(f"eval_rows: expected an integer >= 1, got {eval_rows!r}")
+    if scheduler is not None and optimizer is None:
+        raise ValueError("scheduler: expected the optimizer it belongs to as well, got optimizer=None")
     make_loss = METHODS[method]
     settings = Settings(eps, alpha, steps, c, norm, warmup_epochs, natural_weight, clip_min, clip_max)
     device = next(model.parameters()).device
-    schedule = optimizer is None and scheduler is None
+    schedule = optimizer is None
     if optimizer is None:
         optimizer = torch.optim.SGD(
             model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True
@@ -113,7 +124,15 @@ def train(
     peak = [group["lr"] for group in optimizer.param_groups]
     result = TrainResult(model)
     good = copy.deepcopy(model.state_dict())
-    was_training = model.training
+    training = [(module, module.training) for module in model.modules()]
+
+    def diverged(what: str) -> TrainingDiverged:
+        model.load_state_dict(good)
+        return TrainingDiverged(
+            f"{what} (method {method!r}, lr {optimizer.param_groups[0]['lr']:.3g}). The model is back in its last "
+            "state with a finite loss; a smaller learning rate is the usual cure",
+            result,
+        )
 
     with nullcontext() if seed is None else torch.random.fork_rng():
         if seed is not None:
@@ -122,27 +141,21 @@ def train(
         try:
             for epoch in range(epochs):
                 tally = _Tally(steps)
-                batches = _length(loader)
+                batches = length_hint(loader, 0) or None  # None: it does not say
                 bar = tqdm(loader, total=batches, desc=f"epoch {epoch + 1}/{epochs}", disable=not progress, leave=True)
                 model.train()
                 try:
                     for index, (x, y) in enumerate(bar):
                         x, y = x.to(device), y.to(device)
                         if schedule:
-                            along = (epoch + (index / batches if batches else 0.0)) / epochs
+                            along = (epoch + (min((index + 0.5) / batches, 1.0) if batches else 0.5)) / epochs
                             for group, top in zip(optimizer.param_groups, peak, strict=True):
-                                group["lr"] = top * min(along / 0.1, (1 - along) / 0.9) if epochs > 1 else top
+                                group["lr"] = top * min(along / 0.1, (1 - along) / 0.9)
                         seed_of_batch = int(torch.empty((), dtype=torch.int64).random_(generator=noise))
                         outer = make_loss(model, x, y, settings, epoch, seed_of_batch)
                         loss = float(outer.loss.detach())
                         if not math.isfinite(loss):
-                            model.load_state_dict(good)
-                            raise TrainingDiverged(
-                                f"the loss is {loss} in epoch {epoch + 1}, batch {index + 1} (method {method!r}, lr "
-                                f"{optimizer.param_groups[0]['lr']:.3g}). The model is back in its last state with a "
-                                "finite loss; a smaller learning rate is the usual cure",
-                                result,
-                            )
+                            raise diverged(f"the loss is {loss} in epoch {epoch + 1}, batch {index + 1}")
                         _copy_state(model, good)  # these weights gave a finite loss
                         optimizer.zero_grad(set_to_none=True)
                         outer.loss.backward()
@@ -155,10 +168,11 @@ def train(
                         result.history.append(tally.row(epoch + 1, optimizer.param_groups[0]["lr"]))
                 if not tally.images:
                     raise ValueError(f"loader: expected batches in epoch {epoch + 1}, got none (is it re-iterable?)")
+                if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+                    raise diverged(f"the weights are not finite after epoch {epoch + 1}, batch {index + 1}")
                 if scheduler is not None:
                     scheduler.step()
                 if eval_loader is not None:
-                    model.eval()
                     row = result.history[-1]
                     row["natural_accuracy"] = accuracy(model, eval_loader)
                     row["robust_accuracy"] = robust_accuracy(
@@ -167,17 +181,15 @@ def train(
                     if progress:
                         tqdm.write(
                             f"epoch {epoch + 1}/{epochs}: natural {row['natural_accuracy']:.1%}, "
-                            f"PGD-10 {row['robust_accuracy']:.1%} (on {eval_rows} images at most)"
+                            f"PGD-10 {row['robust_accuracy']:.1%} (on {eval_rows} images at most)",
+                            file=sys.stderr,
                         )
         except KeyboardInterrupt:
             result.interrupted = True
         finally:
-            model.train(was_training)
+            for module, flag in training:
+                module.training = flag
     return result
-
-
-def _length(loader: Any) -> int | None:
-    return len(loader) if hasattr(loader, "__len__") else None
 
 
 def _copy_state(model: nn.Module, into: dict[str, Any]) -> None:
@@ -195,6 +207,7 @@ class _Tally:
         self.images = 0
         self.loss = 0.0
         self.right = 0
+        self.right_at_start: int | None = None
         self.stepped = [0] * steps
 
     def add(self, loss: float, logits: Tensor, y: Tensor, info: Any) -> None:
@@ -204,6 +217,8 @@ class _Tally:
         if info is not None:
             for k, count in enumerate(info.stepped):
                 self.stepped[k] += count
+            if info.right is not None:
+                self.right_at_start = (self.right_at_start or 0) + int(info.right.sum())
 
     @property
     def live_share(self) -> float:
@@ -211,8 +226,9 @@ class _Tally:
 
     def line(self) -> str:
         rate = self.images / (time.perf_counter() - self.begin)
+        start = "" if self.right_at_start is None else f"{self.right_at_start / self.images:.1%} at the start, "
         return (
-            f"loss {self.loss / self.images:.3f}, accuracy {self.right / self.images:.1%}, "
+            f"loss {self.loss / self.images:.3f}, accuracy {start}{self.right / self.images:.1%} trained on, "
             f"live {self.live_share:.0%}, {rate:.0f} images/s"
         )
 
@@ -222,6 +238,7 @@ class _Tally:
             "epoch": epoch,
             "loss": self.loss / self.images,
             "train_accuracy": self.right / self.images,
+            "start_accuracy": None if self.right_at_start is None else self.right_at_start / self.images,
             "live_share": self.live_share,
             "live_share_by_step": [count / self.images for count in self.stepped],
             "images_per_second": self.images / seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from fastsal import data, doctor, models, plots, runs
 from fastsal.attack import PGD
+from fastsal.data.augment import parse
 from fastsal.evaluate import evaluate
 from fastsal.methods import METHODS
 from fastsal.train import TrainingDiverged, train
@@ -44,33 +45,31 @@ def _train(args: argparse.Namespace) -> int:
     if (folder / runs.CONFIG).exists() and not args.overwrite:
         raise ValueError(f"--out: expected a folder without a run, got {folder}; pass --overwrite to replace it")
     dataset = data.load(args.data)
-    channels, height, width = dataset.train.images.shape[1:]
-    if height != width:
-        raise ValueError(f"--data: expected square images, got {height} x {width}")
+    shape = _shape(dataset)
     torch.manual_seed(args.seed)
-    model = models.get(args.model, num_classes=dataset.num_classes, in_channels=channels, image_size=height)
-    model = model.to(args.device)
+    model = runs.new_model(args.model, shape).to(args.device)
     print(
         f"{args.model} ({sum(p.numel() for p in model.parameters()):,} parameters) on {dataset.name}: "
-        f"{len(dataset.train):,} training images of {channels}x{height}x{width}, {dataset.num_classes} classes; "
+        f"{len(dataset.train):,} training images of {'x'.join(map(str, dataset.image_shape))}, "
+        f"{dataset.num_classes} classes; "
         f"method {args.method}, {args.norm} eps {args.eps:.6g}",
         flush=True,
+    )
+    loader = dataset.train.loader(
+        args.batch_size, shuffle=True, augment=args.augment, device=args.device, seed=args.seed
     )
     test = None if dataset.test is None else dataset.test.loader(args.batch_size, device=args.device)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (runs.HISTORY, runs.REPORT, runs.MODEL, runs.CURVES, runs.EXAMPLES):
         (folder / name).unlink(missing_ok=True)  # an earlier run's, which --overwrite gave up
     config = {key: value for key, value in vars(args).items() if key not in ("run", "command", "overwrite")}
-    shape = {"num_classes": dataset.num_classes, "in_channels": channels, "size": height}
     runs.write_config(folder, {**config, "shape": shape})
 
     diverged: TrainingDiverged | None = None
     try:
         result = train(
             model,
-            dataset.train.loader(
-                args.batch_size, shuffle=True, augment=args.augment, device=args.device, seed=args.seed
-            ),
+            loader,
             method=args.method,
             eps=args.eps,
             alpha=args.alpha,
@@ -91,7 +90,7 @@ def _train(args: argparse.Namespace) -> int:
     runs.write_model(folder, model)
     if result.history:
         runs.write_history(folder, result.history)
-        plots.curves(result.history, folder / runs.CURVES, _title(config))
+        _draw(plots.curves, result.history, folder / runs.CURVES, _title(config))
     if diverged is not None:
         print(f"fastsal: error: {diverged} (kept in {folder})", file=sys.stderr)
         return 1
@@ -105,9 +104,26 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _shape(dataset: data.Dataset) -> dict[str, int]:
+    """What a model has to know of the data."""
+    channels, height, width = dataset.image_shape
+    if height != width:
+        raise ValueError(f"--data: expected square images, got {height} x {width}")
+    return {"num_classes": dataset.num_classes, "in_channels": channels, "size": height}
+
+
 def _title(config: dict[str, Any]) -> str:
-    cut = f", c {config['c']:g}" if config["method"] == "sense" else ""
-    return f"{config['method']}{cut}, {config['norm']} eps {config['eps']:.4g}, {config['model']} on {config['data']}"
+    cut = f", c = {config['c']:g}" if config["method"] == "sense" else ""
+    where = f"{config['model']} on {Path(config['data']).name}"
+    return f"{config['method']}{cut}, {config['norm']} eps = {config['eps']:.4g}, {where}"
+
+
+def _draw(picture: Callable[..., None], *arguments: Any) -> None:
+    """A picture, or one line that says why not: matplotlib is optional and comes after the work is done."""
+    try:
+        picture(*arguments)
+    except ImportError as error:
+        print(f"fastsal: no picture: {error}", file=sys.stderr)
 
 
 def _report(
@@ -134,8 +150,8 @@ def _report(
     x_adv = PGD(model, config["eps"], alpha, args.eval_steps, config["norm"])(x, y, seed=0)
     with torch.no_grad():
         clean, adversarial = model(x), model(x_adv)
-    title = f"PGD-{args.eval_steps}, {_title(config)}"
-    plots.examples(x, x_adv, y, clean, adversarial, dataset.class_names, folder / runs.EXAMPLES, title)
+    title = f"Examples under PGD-{args.eval_steps}: {_title(config)}"
+    _draw(plots.examples, x, x_adv, y, clean, adversarial, dataset.class_names, folder / runs.EXAMPLES, title)
     print(f"written to {folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
 
 
@@ -149,7 +165,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     for name in ("eps", "norm", "data"):
         if getattr(args, name) is not None:
             config[name] = getattr(args, name)
-    _report(model, data.load(config["data"]), config, folder, args)
+    dataset = data.load(config["data"])
+    if _shape(dataset) != config["shape"]:
+        raise ValueError(f"--data: expected what the model was trained for, {config['shape']}, got {_shape(dataset)}")
+    _report(model, dataset, config, folder, args)
     return 0
 
 
@@ -173,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(run=_train)
     run.add_argument("--data", default="fashion-mnist-mini", help=f"one of {', '.join(data.names())}, or a path")
-    run.add_argument("--model", default="small-cnn", help=f"one of {', '.join(models.names())}")
+    run.add_argument("--model", type=_model, default="small-cnn", help=f"one of {', '.join(models.names())}")
     run.add_argument("--method", default="sense", choices=list(METHODS), help="how the training loss is made")
     run.add_argument("--out", default="runs/latest", help="folder for everything that is written")
     run.add_argument("--overwrite", action="store_true", help="replace a run that is already in --out")
@@ -191,8 +210,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--epochs", type=_count, default=10, help="passes over the training images, a number >= 1")
     run.add_argument("--lr", type=_positive, default=0.05, help="peak learning rate of SGD with momentum 0.9")
     run.add_argument("--weight-decay", type=_positive, default=5e-4, help="L2 penalty of SGD, per step")
-    run.add_argument("--augment", default=None, help="comma-separated: crop (reflect-pad 4 pixels), flip (horizontal)")
-    run.add_argument("--seed", type=int, default=0, help="integer that fixes weights, order, noise and dropout")
+    run.add_argument(
+        "--augment", type=_augment, default=None, help="comma-separated: crop (reflect-pad 4 pixels), flip (horizontal)"
+    )
+    run.add_argument("--seed", type=_whole, default=0, help="number >= 0 that fixes weights, order, noise and dropout")
 
     again = commands.add_parser("evaluate", help="evaluate a trained run again, and rewrite its report", **shows)
     again.set_defaults(run=_evaluate)
@@ -204,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, again):
         command.add_argument("--batch-size", type=_count, default=128, help="images per batch")
         command.add_argument("--eval-steps", type=_count, default=40, help="k of PGD-k in the evaluation")
-        command.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, ...")
+        command.add_argument("--device", type=_device, default="cpu", help="torch device: cpu, cuda, cuda:1, ...")
         command.add_argument("--quiet", action="store_true", help="no progress bars")
 
     check = commands.add_parser("doctor", help="what runs where on this machine, checked against the reference")
@@ -235,7 +256,28 @@ def _count(text: str) -> int:
 
 
 def _whole(text: str) -> int:
-    return int(_number(text, int, lambda v: v >= 0, "a whole number >= 0"))
+    return int(_number(text, int, lambda v: 0 <= v < 2**63, "a whole number >= 0"))
+
+
+def _model(text: str) -> str:
+    with torch.device("meta"):  # checks the name without making weights
+        return _checked(text, models.get)
+
+
+def _augment(text: str) -> str:
+    return _checked(text, parse)
+
+
+def _device(text: str) -> str:
+    return _checked(text, lambda name: torch.empty(0, device=name))
+
+
+def _checked(text: str, check: Callable[[str], Any]) -> str:
+    try:
+        check(text)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(str(error).partition("\n")[0]) from error
+    return text
 
 
 if __name__ == "__main__":

@@ -200,9 +200,7 @@ class _Batch:
 def _untargeted(
     batch: _Batch, how: dict[str, Any], eps: float, norm: object, seed: int, options: dict[str, Any]
 ) -> Tensor:
-    attack = PGD(
-        batch.model, eps, how["alpha"], how["steps"], norm, random_start=how["random_start"], **options
-    )
+    attack = PGD(batch.model, eps, how["alpha"], how["steps"], norm, random_start=how["random_start"], **options)
     batch.nonfinite = 0
     stands = batch.natural.clone()
     rows = stands.nonzero().squeeze(1)

@@ -74,9 +74,7 @@ def sense(model: Any, x: Tensor, y: Tensor, settings: Settings, epoch: int, seed
     return _on_adversaries(model, attack(x, y, seed=seed, return_info=True), x, y, settings)
 
 
-def _on_adversaries(
-    model: Any, attacked: tuple[Tensor, AttackInfo], x: Tensor, y: Tensor, settings: Settings
-) -> Outer:
+def _on_adversaries(model: Any, attacked: tuple[Tensor, AttackInfo], x: Tensor, y: Tensor, settings: Settings) -> Outer:
     """Cross-entropy on every returned row, ignored ones included, and `natural_weight` times that of clean x."""
     x_adv, info = attacked
     logits = _logits(model, x_adv)

@@ -173,21 +173,25 @@ def channel_view(bound: Tensor, x: Tensor) -> Tensor:
     return bound if bound.shape[0] == 1 else bound.view(1, -1, *[1] * (x.dim() - 2))
 
 
-def _in_box(operator: str, x: Tensor, clip_min: Tensor | None, clip_max: Tensor | None) -> None:
-    inside = torch.isfinite(x)
+def _in_box(
+    operator: str, x: Tensor, ids: Tensor | None, clip_min: Tensor | None, clip_max: Tensor | None
+) -> None:
+    """The samples `ids` of x, or all of them; padding (-1) asks for none."""
+    samples = torch.arange(x.shape[0], device=x.device) if ids is None else ids[ids >= 0]
+    rows = x if ids is None else x[samples]
+    inside = torch.isfinite(rows)
     if clip_min is not None:
-        inside &= x >= channel_view(clip_min, x)
+        inside &= rows >= channel_view(clip_min, x)
     if clip_max is not None:
-        inside &= x <= channel_view(clip_max, x)
+        inside &= rows <= channel_view(clip_max, x)
     if not bool(inside.all()):
-        at = int(inside.reshape(x.shape[0], -1).all(dim=1).to(torch.int8).argmin())
-        row = x[at]
+        at = int(inside.reshape(rows.shape[0], -1).all(dim=1).to(torch.int8).argmin())
         _fail(
             ValueError,
             operator,
             "x",
             "finite values in [clip_min, clip_max]",
-            f"a value outside in row {at} (its range: {row.min().item()} to {row.max().item()})",
+            f"a value outside in row {int(samples[at])} (its range: {rows[at].min()} to {rows[at].max()})",
         )
 
 
@@ -234,7 +238,7 @@ def _random_start_values(
 ) -> None:
     _finite("random_start", "eps", eps, nonnegative=True)
     _in_range("random_start", "ids", ids, -1, x.shape[0])
-    _in_box("random_start", x, clip_min, clip_max)
+    _in_box("random_start", x, ids, clip_min, clip_max)
 
 
 # ------------------------------------------------------------------------------------------ pgd_step
@@ -301,8 +305,7 @@ def _pgd_step_values(
     _finite("pgd_step", "alpha", alpha, nonnegative=False)
     _in_range("pgd_step", "rows", rows, 0, x_adv.shape[0])
     _in_range("pgd_step", "ids", ids, -1, x.shape[0])
-    touched = x if ids is None else x[ids[ids >= 0]]
-    _in_box("pgd_step", touched, clip_min, clip_max)
+    _in_box("pgd_step", x, ids, clip_min, clip_max)
 
 
 # --------------------------------------------------------------------------- losses, one value per row

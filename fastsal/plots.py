@@ -9,56 +9,76 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLUE, ORANGE, GREEN, GREY = "#2563a8", "#d9661f", "#2f8f5b", "#777777"
+BLUE, ORANGE, GREY, INK = "#1f5fa8", "#d1580f", "#767676", "#222222"  # told apart by colour-blind eyes, too
 
 
-def _pyplot() -> Any:
+def _figure(width: float, height: float) -> Any:
+    """A figure by itself: the caller's pyplot, its figures and its backend are left alone."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install matplotlib (or fastsal[plots])") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def curves(history: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> None:
-    """Loss and accuracies by epoch, live share by step (one line per epoch, later ones darker)."""
-    plt = _pyplot()
+    """Loss and accuracies by epoch, live share by step (one line per epoch, later ones darker).
+
+    history: rows of :class:`fastsal.TrainResult`, at least one.
+    """
+    figure = _figure(13, 4.4)
+    left, middle, right = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in history]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
-    left.plot(epochs, [row["loss"] for row in history], "o-", color=GREY)
-    left.set(xlabel="epoch", ylabel="outer loss (cross-entropy)", title="loss")
+    left.plot(epochs, [row["loss"] for row in history], "o-", color=INK, label="outer loss, points trained on")
+    left.set(xlabel="epoch", ylabel="cross-entropy", title="Loss")
     left.set_ylim(bottom=0)
-    for key, label, colour in (
-        ("train_accuracy", "training, on returned points", GREY),
-        ("natural_accuracy", "held out, natural", BLUE),
-        ("robust_accuracy", "held out, PGD-10 (not a full evaluation)", ORANGE),
+    for key, label, colour, marker in (
+        ("natural_accuracy", "held out, natural", BLUE, "o"),
+        ("robust_accuracy", "held out, PGD-10 (no full evaluation)", ORANGE, "s"),
+        ("train_accuracy", "training, on the points trained on", GREY, "^"),
     ):
         shown = [(row["epoch"], 100 * row[key]) for row in history if row.get(key) is not None]
         if shown:
-            middle.plot(*zip(*shown, strict=True), "o-", label=label, color=colour)
-    middle.set(xlabel="epoch", ylabel="accuracy in %", ylim=(0, 100), title="accuracy")
-    middle.legend(fontsize=8, loc="lower right")
-    for axis in (left, middle):
-        axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    shades = plt.get_cmap("Blues")
-    for place, row in enumerate(history):
-        shares = [100 * share for share in row["live_share_by_step"]]
-        shade = shades(0.35 + 0.6 * place / max(len(history) - 1, 1))
-        label = f"epoch {row['epoch']}" if place in (0, len(history) - 1) else None
-        right.plot(range(1, len(shares) + 1), shares, "o-", color=shade, label=label, markersize=3)
-    right.set(xlabel="attack step", ylabel="live share of the batch in %", ylim=(0, 103), title="rows still attacked")
-    right.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    right.legend(fontsize=8)
+            middle.plot(*zip(*shown, strict=True), marker + "-", label=label, color=colour)
+    middle.set(xlabel="epoch", ylabel="accuracy in %", ylim=(0, 100), title="Accuracy")
+    _live_share(right, history)
     for axis in (left, middle, right):
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+        if axis.get_legend_handles_labels()[0]:  # under the axes, where it hides nothing
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, fontsize=9, ncols=_columns(axis))
     if title:
         figure.suptitle(title)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+
+
+def _columns(axis: Any) -> int:
+    labels = axis.get_legend_handles_labels()[1]
+    return 1 if max(map(len, labels)) > 12 else 4
+
+
+def _live_share(axis: Any, history: Sequence[dict[str, Any]]) -> None:
+    """One line per epoch; the first, the last and some between are named."""
+    from matplotlib import colormaps
+
+    steps = len(history[0]["live_share_by_step"])
+    last = len(history) - 1
+    named = {round(place * last / 3) for place in range(4)}
+    for place, row in enumerate(history):
+        shares = [100 * share for share in row["live_share_by_step"]]
+        shade = colormaps["Blues"](0.35 + 0.6 * place / max(last, 1))
+        label = f"epoch {row['epoch']}" if place in named else None
+        axis.plot(range(1, steps + 1), shares, "o-", color=shade, label=label, markersize=4, clip_on=False)
+    if not any(any(row["live_share_by_step"]) for row in history):
+        axis.text(0.5, 0.5, "no row was attacked", transform=axis.transAxes, ha="center", color=GREY)
+    axis.set(
+        xlabel="attack step",
+        ylabel="rows that take the step, in %",
+        xlim=(0.5, max(steps, 1) + 0.5),
+        ylim=(0, 100),
+        title="Live share: rows still attacked",
+    )
 
 
 def examples(
@@ -75,28 +95,35 @@ def examples(
 
     x, x_adv: (N, C, H, W) in [0, 1] with C 1 or 3; y (N,); logits (N, K).
     """
-    plt = _pyplot()
-    count = len(x)
-    figure, axes = plt.subplots(3, count, figsize=(1.45 * count + 0.6, 5.4), squeeze=False, layout="constrained")
-    largest = float((x_adv - x).abs().max()) or 1.0
-    change = 0.5 + (x_adv - x) / (2 * largest)
+    count, channels = x.shape[0], x.shape[1]
+    x, x_adv, y = x.cpu(), x_adv.cpu(), y.cpu()
+    figure = _figure(1.5 * count + 0.7, 6.2)
+    axes = figure.subplots(3, count, squeeze=False)
+    change = x_adv - x
+    largest = float(change.abs().max()) or 1.0
+    grey = {"cmap": "gray", "vmin": 0, "vmax": 1}
+    signed = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
+    if channels == 3:
+        change = 0.5 + change / (2 * largest)
     for column in range(count):
-        for line, (image, logits) in enumerate(((x, clean_logits), (change, None), (x_adv, adversarial_logits))):
+        for line, (images, how) in enumerate(((x, grey), (change, signed), (x_adv, grey))):
             axis = axes[line][column]
-            picture = image[column].clamp(0, 1).permute(1, 2, 0).cpu()
-            axis.imshow(picture if picture.shape[2] == 3 else picture[:, :, 0], cmap="gray", vmin=0, vmax=1)
+            picture = images[column].permute(1, 2, 0)
+            axis.imshow(picture if channels == 3 else picture[:, :, 0], **how)
             axis.set(xticks=[], yticks=[])
-            if logits is None:
-                axis.set_title(f"change x{0.5 / largest:.1f}", fontsize=8, color=GREY)
-            else:
-                p = torch.softmax(logits[column].float(), dim=0)
-                best = int(p.argmax())
-                colour = GREEN if best == int(y[column]) else ORANGE
-                axis.set_title(f"{class_names[best]} {float(p[best]):.0%}", fontsize=8, color=colour)
-        axes[2][column].set_xlabel(f"true: {class_names[int(y[column])]}", fontsize=8)
-    for line, label in enumerate(("clean", "change", "adversarial")):
+        for line, logits in ((0, clean_logits), (2, adversarial_logits)):
+            p = torch.softmax(logits[column].double().cpu(), dim=0)
+            best = int(p.argmax())
+            right = best == int(y[column])
+            axes[line][column].set_title(
+                f"{'✓' if right else '✗'} {class_names[best]}\n{float(p[best]):.0%}",
+                fontsize=9,
+                color=BLUE if right else ORANGE,
+            )
+        axes[2][column].set_xlabel(f"true:\n{class_names[int(y[column])]}", fontsize=9)
+    key = "grey: none" if channels == 3 else "red: lighter, blue: darker"
+    for line, label in enumerate(("clean", f"change, ±{largest:.3g} at most\n{key}", "adversarial")):
         axes[line][0].set_ylabel(label, fontsize=9)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title)
     figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -20,16 +20,23 @@ RADIUS_BLOCK = -1  # the counter block, 2**64 - 1, whose first word draws the ra
 # ------------------------------------------------------------------------------------------- rounding
 
 
-def round_down_sum(a: Tensor, b: Tensor) -> Tensor:
-    """The largest number of the dtype that is not above the exact a + b (Knuth's two-sum tells which side s fell)."""
+def _sum_and_error(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """s = fl(a + b) and the exact (a + b) - s (Knuth's two-sum), whose sign tells to which side s fell."""
     s = a + b
     bb = s - a
-    error = (a - (s - bb)) + (b - bb)
+    return s, (a - (s - bb)) + (b - bb)
+
+
+def round_down_sum(a: Tensor, b: Tensor) -> Tensor:
+    """The largest number of the dtype that is not above the exact a + b."""
+    s, error = _sum_and_error(a, b)
     return torch.where(error < 0, torch.nextafter(s, torch.full_like(s, -math.inf)), s)
 
 
 def round_up_sum(a: Tensor, b: Tensor) -> Tensor:
-    return -round_down_sum(-a, -b)
+    """The smallest number of the dtype that is not below the exact a + b."""
+    s, error = _sum_and_error(a, b)
+    return torch.where(error > 0, torch.nextafter(s, torch.full_like(s, math.inf)), s)
 
 
 def margin(dtype: torch.dtype) -> float:
@@ -62,15 +69,20 @@ def _of_sample(value: Tensor, ids: Tensor | None, like: Tensor) -> Tensor:
     return value.view(-1, *[1] * (like.dim() - 1))
 
 
+def _flat(values: Tensor) -> Tensor:
+    """Each row in one dimension, also where there are no rows or no elements."""
+    return values.reshape(values.shape[0], math.prod(values.shape[1:]))
+
+
 def _padding(ids: Tensor | None, rows: int, device: torch.device) -> Tensor:
     return torch.zeros(rows, dtype=torch.bool, device=device) if ids is None else ids < 0
 
 
 def _box(x: Tensor, clip_min: Tensor | None, clip_max: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Without a bound the box ends at the largest finite number, never at infinity."""
+    """Without a bound, or with an infinite one, the box ends at the largest finite number."""
     largest = torch.finfo(x.dtype).max
-    low = x.new_tensor([-largest]) if clip_min is None else clip_min
-    high = x.new_tensor([largest]) if clip_max is None else clip_max
+    low = x.new_tensor([-largest]) if clip_min is None else clip_min.clamp(min=-largest)
+    high = x.new_tensor([largest]) if clip_max is None else clip_max.clamp(max=largest)
     return channel_view(low, x), channel_view(high, x)
 
 
@@ -78,6 +90,12 @@ def _clamp(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """min(max(value, low), high) that sends NaN to low, as the compiled bodies do."""
     value = torch.where(value > low, value, low)
     return torch.where(value < high, value, high)
+
+
+def _into_ball_and_box(value: Tensor, clean: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Every element at most `radius` from `clean`, exactly, and in the box. Comparisons, so that signed zeros agree."""
+    floor, ceiling = round_up_sum(clean, -radius), round_down_sum(clean, radius)
+    return _clamp(value, torch.where(floor > low, floor, low), torch.where(ceiling < high, ceiling, high))
 
 
 # ---------------------------------------------------------------------------------------------- noise
@@ -133,9 +151,7 @@ def random_start(
     low, high = _box(x, clip_min, clip_max)
     if p == math.inf:
         noise = radius * (2 * uniform(words, x.dtype) - 1).view(rows.shape)
-        low = torch.maximum(round_up_sum(rows, -radius), low)
-        high = torch.minimum(round_down_sum(rows, radius), high)
-        return (_clamp(rows + noise, low, high),)
+        return (_into_ball_and_box(rows + noise, rows, radius, low, high),)
     # Uniform in the L2 ball: a Gaussian direction (Box-Muller on the words of each block) times u**(1/n).
     u = uniform(philox(seed, blocks, keys), torch.float64)
     length = torch.sqrt(-2 * torch.log(u[..., 0::2]))
@@ -151,15 +167,17 @@ def random_start(
 # ----------------------------------------------------------------------------------------------- step
 
 
-def _row_norm(values: Tensor) -> Tensor:
-    """L2 norm of each row in float64, scaled by the largest element so that no square over- or underflows."""
-    flat = values.reshape(values.shape[0], -1)
-    if flat.shape[1] == 0:
-        return flat.new_zeros(flat.shape[0])
-    largest = flat.abs().amax(dim=1)
+def _row_norm(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(unit, norm), shaped to broadcast: the L2 norm of each row is unit * norm, and values / unit has norm `norm`.
+
+    The unit is the largest magnitude (1 for a row of zeros), so that no square over- or underflows.
+    """
+    flat = _flat(values)
+    per_row = (-1, *[1] * (values.dim() - 1))
+    largest = flat.abs().amax(dim=1) if flat.shape[1] else flat.new_zeros(flat.shape[0])
     unit = torch.where(largest > 0, largest, 1.0)
-    norm: Tensor = torch.linalg.vector_norm(flat / unit.unsqueeze(1), dim=1) * largest
-    return norm
+    norm: Tensor = torch.linalg.vector_norm(flat / unit.unsqueeze(1), dim=1)
+    return unit.view(per_row), norm.view(per_row)
 
 
 def pgd_step(
@@ -178,23 +196,20 @@ def pgd_step(
     radius, step = _of_sample(eps, ids, clean), _of_sample(alpha, ids, clean)
     low, high = _box(x, clip_min, clip_max)
     finite = torch.isfinite(gradient)
-    all_finite = finite.reshape(finite.shape[0], -1).all(dim=1)
+    all_finite = _flat(finite).all(dim=1)
     nonfinite = ~all_finite & ~_padding(ids, clean.shape[0], x.device)
     if p == math.inf:
-        moved = here + step * torch.where(finite, gradient, 0.0).sign().to(x.dtype)
-        low = torch.maximum(round_up_sum(clean, -radius), low)
-        high = torch.minimum(round_down_sum(clean, radius), high)
-        return _clamp(moved, low, high), nonfinite
-    per_row = [-1, *[1] * (clean.dim() - 1)]
-    ascent = torch.where(all_finite.view(per_row), gradient, 0.0).double()
-    norm = _row_norm(ascent)
-    # dividing by the norm first keeps alpha / norm from overflowing where the gradient is tiny
-    ascent = ascent / torch.where(norm > 0, norm, 1.0).view(per_row)
-    delta = (here.double() - clean.double()) + step.double() * ascent
-    length = _row_norm(delta)
-    limit = radius.double().view(-1) * margin(x.dtype)
+        up, down = finite & (gradient > 0), finite & (gradient < 0)
+        moved = here + (torch.where(up, step, 0.0) - torch.where(down, step, 0.0))
+        return _into_ball_and_box(moved, clean, radius, low, high), nonfinite
+    ascent = torch.where(all_finite.view(-1, *[1] * (clean.dim() - 1)), gradient, 0.0).double()
+    # dividing by unit and norm one by one: at the ends of the range of fp64 their product is not a number to divide by
+    unit, norm = _row_norm(ascent)
+    delta = (here.double() - clean.double()) + step.double() * (ascent / unit / torch.where(norm > 0, norm, 1.0))
+    unit, norm = _row_norm(delta)
+    length, limit = unit * norm, radius.double() * margin(x.dtype)
     scale = torch.where(length > limit, limit / torch.where(length > 0, length, 1.0), 1.0)
-    return _clamp(add_towards(clean, delta * scale.view(per_row)), low, high), nonfinite
+    return _clamp(add_towards(clean, delta * scale), low, high), nonfinite
 
 
 # ---------------------------------------------------------------------------------------------- losses

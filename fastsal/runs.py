@@ -47,6 +47,13 @@ def write_history(folder: Path, history: Sequence[dict[str, Any]]) -> None:
         writer.writerows(flat)
 
 
+def new_model(name: str, shape: dict[str, int]) -> nn.Module:
+    """A fresh model for images of `shape`: num_classes, in_channels, and size, height and width in pixels."""
+    return models.get(
+        name, num_classes=shape["num_classes"], in_channels=shape["in_channels"], image_size=shape["size"]
+    )
+
+
 def write_model(folder: Path, model: nn.Module) -> None:
     unfinished = folder / (MODEL + ".part")
     torch.save(model.state_dict(), unfinished)
@@ -72,15 +79,10 @@ def read_model(folder: Path, config: dict[str, Any]) -> nn.Module:
     path = folder / MODEL
     if not path.is_file():
         raise RunError(f"expected trained weights at {path}, got no such file")
-    shape = config["shape"]
-    model = models.get(
-        config["model"], num_classes=shape["num_classes"], in_channels=shape["in_channels"], image_size=shape["size"]
-    )
+    model = new_model(config["model"], config["shape"])
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # whatever a damaged file makes of the reader
         first = str(error).strip().partition("\n")[0]
         raise RunError(f"{path}: expected weights of {config['model']}, got {type(error).__name__}: {first}") from error
     return model
-
-

@@ -118,9 +118,7 @@ def train(
     device = next(model.parameters()).device
     schedule = optimizer is None
     if optimizer is None:
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True
-        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
     peak = [group["lr"] for group in optimizer.param_groups]
     result = TrainResult(model)
     good = copy.deepcopy(model.state_dict())

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fastsal
-import oracle
 
 C_VALUES = (None, 0, 0.1, 0.3, 0.5, 0.7, 1)
 STEPS = 6
@@ -29,9 +29,7 @@ SEED = 5
 def start(x: Tensor, eps: Any, norm: str, random_start: bool, low: Any = 0.0, high: Any = 1.0) -> Tensor:
     if not random_start:
         return x
-    return fastsal.functional.random_start(
-        x, eps, seed=SEED, sample_ids=None, norm=norm, clip_min=low, clip_max=high
-    )
+    return fastsal.functional.random_start(x, eps, seed=SEED, sample_ids=None, norm=norm, clip_min=low, clip_max=high)
 
 
 def both(model: nn.Module, x: Tensor, y: Tensor, eps: Any, **choice: Any) -> tuple[Tensor, Any, oracle.Outcome]:
@@ -114,9 +112,11 @@ def test_the_rows_stop_all_over_the_place(request, name, norm) -> None:
     """Otherwise the comparisons above would compare little."""
     model, x, y = request.getfixturevalue(name)
     eps = {"mlp": MLP_EPS, "cnn": CNN_EPS}[name][norm]
+    x_0 = start(x, eps, norm, True)
     for c in (0.3, 0.5, 0.7):
-        _, info, _ = both(model, x, y, eps, c=c, norm=norm)
-        histogram = torch.bincount(info.stop_step + 1, minlength=STEPS + 2).tolist()
+        how = dict(eps=eps, alpha=1.875 * eps / STEPS, steps=STEPS, c=c, norm=norm)
+        stop = oracle.attack(model, x, y, x_0, **how).stop_step
+        histogram = torch.bincount(stop + 1, minlength=STEPS + 2).tolist()
         assert min(histogram) >= 5 and max(histogram) <= 0.6 * len(x), f"c={c}: stopped at -1, 0, ... K: {histogram}"
         assert sum(n >= 30 for n in histogram) >= STEPS, f"c={c}: stopped at -1, 0, ... K: {histogram}"
 
@@ -132,9 +132,7 @@ def test_the_margin_loss_agrees_with_the_oracle(mlp, c, norm) -> None:
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 def test_a_targeted_attack_agrees_with_the_oracle(mlp, loss, norm) -> None:
     target = (mlp.y + 1 + torch.arange(len(mlp.y)) % 9) % 10
-    result = both(
-        mlp.model, mlp.x, target, MLP_EPS[norm], loss=loss, targeted=True, c=None, norm=norm
-    )
+    result = both(mlp.model, mlp.x, target, MLP_EPS[norm], loss=loss, targeted=True, c=None, norm=norm)
     agree(*result, None)
     with torch.no_grad():
         before = oracle.LOSSES[loss](mlp.model(mlp.x), target)
@@ -152,9 +150,7 @@ def test_one_radius_and_step_per_sample_agree_with_the_oracle(mlp, c, norm) -> N
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize(
-    "box", [(None, None), (0.0, None), (None, 1.0), (-0.5, 1.5), "per channel"], ids=str
-)
+@pytest.mark.parametrize("box", [(None, None), (0.0, None), (None, 1.0), (-0.5, 1.5), "per channel"], ids=str)
 def test_every_box_agrees_with_the_oracle(mlp, box, norm) -> None:
     model: nn.Module = mlp.model
     x = mlp.x
@@ -279,9 +275,7 @@ def test_the_l2_start_fills_the_ball_evenly() -> None:
     """In d dimensions (|noise| / eps)^d is uniform in (0, 1), and no direction is preferred."""
     for d in (1, 2, 3, 10):
         x = torch.zeros(20_000, d, dtype=torch.float64)
-        noise = fastsal.functional.random_start(
-            x, 0.5, seed=9, norm="L2", clip_min=None, clip_max=None
-        )
+        noise = fastsal.functional.random_start(x, 0.5, seed=9, norm="L2", clip_min=None, clip_max=None)
         radius = noise.norm(dim=1) / 0.5
         assert (radius <= 1).all()
         levels = torch.linspace(0, 1, len(x), dtype=torch.float64)
@@ -367,6 +361,17 @@ def test_only_live_rows_run_and_every_row_is_accounted_for(mlp, choice) -> None:
     assert info.row_backwards == sum(log.backward_rows)
 
 
+@pytest.mark.parametrize("choice", [dict(c=None), dict(c=0.5), dict(c=0.5, decide_at="clean")], ids=str)
+def test_the_forward_that_predicts_y_is_accounted_for(mlp, choice) -> None:
+    x = mlp.x[:400]
+    watched = Watched(mlp.model).eval()
+    _, info = fastsal.perturb(watched, x, eps=0.06, steps=STEPS, seed=0, return_info=True, **choice)
+    rows = watched.log.forward_rows
+    assert rows[0] == 400 and info.row_forwards == sum(rows)
+    assert info.row_backwards == sum(watched.log.backward_rows)
+    assert list(info.live) == rows[1 + (choice.get("decide_at") == "clean") :]
+
+
 @pytest.mark.parametrize("choice", ACCOUNTS, ids=str)
 def test_live_counts_are_the_rows_of_each_forward(mlp, choice) -> None:
     log, _, info, _ = watch(mlp, **choice)
@@ -427,10 +432,8 @@ def test_a_retired_row_is_absent_from_every_later_forward(mlp, truncate) -> None
     for k, z in enumerate(log.inputs):
         distance, who = torch.cdist(z.flatten(1), x.flatten(1), p=float("inf")).min(1)
         assert (distance <= 0.06).all()
-        if k == 0:
-            present = torch.ones(400, dtype=torch.bool)
-        else:  # a row that ended at x_j was found to cross in forward j + 1
-            present = ~info.ignored & (info.stop_step + 1 >= k)
+        # a row that ended at x_j was found to cross in forward j + 1
+        present = (~info.ignored & (info.stop_step + 1 >= k)) | (k == 0)
         assert who.tolist() == present.nonzero().flatten().tolist(), f"forward {k}"
 
 
@@ -473,15 +476,11 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(cnn, choice, norm) -> None:
         assert ((x_adv - whole[done]).abs() > 1e-9).double().mean() <= 1e-4
         noise = torch.cat(
             [
-                fastsal.functional.random_start(
-                    x[p], CNN_EPS[norm], seed=SEED, sample_ids=ids[p], norm=norm
-                )
+                fastsal.functional.random_start(x[p], CNN_EPS[norm], seed=SEED, sample_ids=ids[p], norm=norm)
                 for p in parts
             ]
         )
-        together = fastsal.functional.random_start(
-            x, CNN_EPS[norm], seed=SEED, sample_ids=ids, norm=norm
-        )
+        together = fastsal.functional.random_start(x, CNN_EPS[norm], seed=SEED, sample_ids=ids, norm=norm)
         assert torch.equal(noise, together[done])
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 
+import oracle
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -19,7 +20,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fastsal
-import oracle
 
 EPS = [8 / 255, 0.1, 1e-6, 1.1e-38, 3e-39, 1.0, 3.0, 0.3, 0.5, 2.0**-20, 1e-4]
 ELEMENTS = 10_000_000
@@ -48,7 +48,9 @@ def awkward(n: int, dtype: torch.dtype, box: tuple[float | None, float | None], 
         v = torch.cat([v, -v])
     picked = v[torch.randint(len(v), (n // 2,), generator=g)]
     scale = torch.randint(-40, 1, (n - n // 2,), generator=g).to(dtype).exp2()
-    spread = torch.rand(n - n // 2, generator=g, dtype=dtype) * torch.where(torch.rand(len(scale), generator=g) < 0.5, scale, 1.0)
+    spread = torch.rand(n - n // 2, generator=g, dtype=dtype) * torch.where(
+        torch.rand(len(scale), generator=g) < 0.5, scale, 1.0
+    )
     if box == (None, None):
         spread = (2 * spread - 1) * 10.0 ** torch.randint(-3, 7, spread.shape, generator=g).to(dtype)
     x = torch.cat([picked, spread])[torch.randperm(n, generator=g)]
@@ -56,7 +58,9 @@ def awkward(n: int, dtype: torch.dtype, box: tuple[float | None, float | None], 
     return x.clamp(low, high) if low is not None else x
 
 
-def cases(dtype: torch.dtype, norm: str, elements: int = ELEMENTS) -> Iterator[tuple[Tensor, Tensor, Tensor, float, tuple]]:
+def cases(
+    dtype: torch.dtype, norm: str, elements: int = ELEMENTS
+) -> Iterator[tuple[Tensor, Tensor, Tensor, float, tuple]]:
     """(x, x_adv, gradient, eps, box), together `elements` elements. A third of the rows are constant."""
     g = torch.Generator().manual_seed(17)
     combinations = list(itertools.product(EPS, BOXES))
@@ -129,9 +133,7 @@ def test_a_step_stays_in_ball_and_box(dtype, norm) -> None:
     done = 0
     for x, x_adv, gradient, eps, box in cases(dtype, norm):
         for alpha in (eps / 4, 3 * eps):
-            z = fastsal.functional.pgd_step(
-                x, x_adv, gradient, eps, alpha, norm=norm, clip_min=box[0], clip_max=box[1]
-            )
+            z = fastsal.functional.pgd_step(x, x_adv, gradient, eps, alpha, norm=norm, clip_min=box[0], clip_max=box[1])
             assert z.dtype == dtype and z.shape == x.shape
             wrong = excess(x, z, eps, norm, box)
             assert not wrong, f"eps {eps!r}, alpha {alpha!r}, box {box}: {wrong}"
@@ -144,9 +146,7 @@ def test_a_step_stays_in_ball_and_box(dtype, norm) -> None:
 def test_a_start_stays_in_ball_and_box(dtype, norm) -> None:
     done = 0
     for x, _, _, eps, box in cases(dtype, norm, ELEMENTS):
-        z = fastsal.functional.random_start(
-            x, eps, seed=done, norm=norm, clip_min=box[0], clip_max=box[1]
-        )
+        z = fastsal.functional.random_start(x, eps, seed=done, norm=norm, clip_min=box[0], clip_max=box[1])
         assert z.dtype == dtype and z.shape == x.shape
         wrong = excess(x, z, eps, norm, box)
         assert not wrong, f"eps {eps!r}, box {box}: {wrong}"
@@ -183,9 +183,7 @@ def test_one_radius_per_row_holds_for_each_row(dtype, norm) -> None:
                 x, x_adv, gradient, radius, 2 * radius, norm=norm, clip_min=box[0], clip_max=box[1]
             )
             assert not excess(x, z, radius.double(), norm, box)
-            z = fastsal.functional.random_start(
-                x, radius, seed=1, norm=norm, clip_min=box[0], clip_max=box[1]
-            )
+            z = fastsal.functional.random_start(x, radius, seed=1, norm=norm, clip_min=box[0], clip_max=box[1])
             assert not excess(x, z, radius.double(), norm, box)
 
 
@@ -197,7 +195,7 @@ def test_one_radius_per_row_holds_for_each_row(dtype, norm) -> None:
 @pytest.mark.parametrize("row", [1, 2, 7, 784, 3072, 150_528])
 def test_constant_rows_of_any_length(dtype, norm, row) -> None:
     """Every element rounds the same way, so nothing averages out."""
-    values = awkward(24 if row > 10_000 else 400, dtype, (0.0, 1.0), torch.Generator().manual_seed(2))
+    values = awkward(8 if row > 10_000 else 200, dtype, (0.0, 1.0), torch.Generator().manual_seed(2))
     x = values[:, None].expand(-1, row).contiguous()
     for eps, sign in itertools.product([8 / 255, 0.1, 1.0, 3.0, 1e-6], [1.0, -1.0]):
         gradient = torch.full_like(x, sign)
@@ -394,7 +392,5 @@ def test_any_numbers_stay_in_the_ball(x, eps, alpha, sign, dtype) -> None:
             row, row, torch.full_like(row, sign), eps, alpha, norm=norm, clip_min=None, clip_max=None
         )
         assert not excess(row, z, eps, norm, (None, None)), (norm, excess(row, z, eps, norm, (None, None)))
-        z = fastsal.functional.random_start(
-            row, eps, seed=1, norm=norm, clip_min=None, clip_max=None
-        )
+        z = fastsal.functional.random_start(row, eps, seed=1, norm=norm, clip_min=None, clip_max=None)
         assert not excess(row, z, eps, norm, (None, None)), (norm, excess(row, z, eps, norm, (None, None)))

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from oracle import attack as oracle_attack
 from torch import Tensor, nn
 
 import fastsal
-from oracle import attack as oracle_attack
 
 MODELS = 1000
 ROWS = 16
@@ -130,8 +130,6 @@ def test_all_three_kinds_and_both_labels_occur(problems) -> None:
 def test_the_oracle_meets_it_too(problems) -> None:
     """So that the oracle, on which other tests lean, is itself tied to something known."""
     for p in problems[:200]:
-        found = oracle_attack(
-            p.model, p.x, p.y, p.x, eps=p.eps, alpha=p.alpha, steps=p.steps, c=p.c, norm="L2",
-            clip_min=None, clip_max=None,
-        )  # fmt: skip
+        how = dict(eps=p.eps, alpha=p.alpha, steps=p.steps, c=p.c, norm="L2", clip_min=None, clip_max=None)
+        found = oracle_attack(p.model, p.x, p.y, p.x, **how)
         assert ((found.x_adv - p.answer).norm(dim=1) <= p.alpha * (1 + 1e-9)).all()

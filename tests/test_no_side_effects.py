@@ -273,20 +273,18 @@ def test_and_exactly_one_integer_is_gone_when_no_seed_was_given(case, name) -> N
 def test_under_any_grad_mode_nothing_is_left_behind(case, make, caller) -> None:
     model, x, y = case
     mixed(model)
-    with left_alone(case):
-        with caller():
-            inside = process()
-            make(model)(x, y, seed=1)
-            assert process() == inside
+    with left_alone(case), caller():
+        inside = process()
+        make(model)(x, y, seed=1)
+        assert process() == inside
 
 
 @each_attack
 def test_under_autocast_nothing_is_left_behind(case, make) -> None:
     model, x, y = case
-    with left_alone(case):
-        with torch.autocast("cpu", torch.bfloat16):
-            make(model)(x, y, seed=1)
-            assert torch.is_autocast_enabled("cpu")
+    with left_alone(case), torch.autocast("cpu", torch.bfloat16):
+        make(model)(x, y, seed=1)
+        assert torch.is_autocast_enabled("cpu")
 
 
 @each_attack
@@ -340,6 +338,24 @@ def test_hooks_and_parametrizations_survive(case, make) -> None:
 
 
 @each_attack
+def test_an_overridden_train_is_not_called(case, make) -> None:
+    """Many models override train() to keep layers frozen; calling it would switch the user's code on."""
+    model, x, y = case
+    mixed(model)
+    calls: list[bool] = []
+
+    class Stubborn(nn.Sequential):
+        def train(self, mode: bool = True) -> Stubborn:
+            calls.append(mode)
+            return super().train(mode)
+
+    outer = Stubborn(model)
+    with left_alone((outer, x, y)):
+        make(outer)(x, y, seed=1)
+    assert not calls
+
+
+@each_attack
 def test_a_wrapper_is_left_as_it_was(case, make) -> None:
     model, x, y = case
     mixed(model)
@@ -382,9 +398,8 @@ def test_a_backward_that_raises_leaves_nothing_behind(case, make, setting, at) -
     model, x, y = case
     setting(model)
     model.fail_in_backward_at, model.draws = at, True
-    with left_alone(case):
-        with pytest.raises(Boom):
-            make(model)(x, y, seed=1)
+    with left_alone(case), pytest.raises(Boom):
+        make(model)(x, y, seed=1)
 
 
 @each_attack
@@ -392,9 +407,8 @@ def test_own_predictions_that_raise_leave_nothing_behind(case, make) -> None:
     model, x, _ = case
     mixed(model)
     model.fail_at = 0
-    with left_alone(case):
-        with pytest.raises(Boom):
-            make(model)(x, seed=1)
+    with left_alone(case), pytest.raises(Boom):
+        make(model)(x, seed=1)
 
 
 @each_attack
@@ -403,9 +417,8 @@ def test_an_interrupt_leaves_nothing_behind(case, make) -> None:
     model, x, y = case
     mixed(model)
     model.norm.register_forward_hook(interrupt)
-    with left_alone(case):
-        with pytest.raises(KeyboardInterrupt):
-            make(model)(x, y, seed=1)
+    with left_alone(case), pytest.raises(KeyboardInterrupt):
+        make(model)(x, y, seed=1)
 
 
 def interrupt(module: nn.Module, args: Any, out: Any) -> None:

@@ -77,14 +77,17 @@ struct RowLayout {
   int64_t channel(int64_t offset) const { return channels_last ? offset % channels : offset / places; }
 };
 
-// The box of a call: two numbers, or one pair per element when bounds differ by channel.
+// The box of a call: two numbers, or one pair per element when bounds differ by channel. An infinite bound is none.
 template <class T>
 class Bounds {
  public:
   Bounds(const std::optional<Tensor>& clip_min, const std::optional<Tensor>& clip_max, const RowLayout& row) {
     const T largest = std::numeric_limits<T>::max();
-    uniform = {clip_min ? data<T>(clip_min)[0] : -largest, clip_max ? data<T>(clip_max)[0] : largest};
-    per_element = spread(clip_min, -largest, row, low_) | spread(clip_max, largest, row, high_);
+    const auto low = [&](T v) { return v < -largest ? -largest : v; };
+    const auto high = [&](T v) { return v > largest ? largest : v; };
+    uniform = {is_shared(clip_min) ? low(data<T>(clip_min)[0]) : -largest,
+               is_shared(clip_max) ? high(data<T>(clip_max)[0]) : largest};
+    per_element = spread(clip_min, low, row, low_) | spread(clip_max, high, row, high_);
     if (!per_element) return;
     if (low_.empty()) low_.assign(row.size, uniform.low_);
     if (high_.empty()) high_.assign(row.size, uniform.high_);
@@ -94,10 +97,12 @@ class Bounds {
   ElementBox<T> elements() const { return {low_.data(), high_.data()}; }
 
  private:
-  static bool spread(const std::optional<Tensor>& bound, T, const RowLayout& row, std::vector<T>& out) {
-    if (!bound || bound->size(0) == 1) return false;
+  static bool is_shared(const std::optional<Tensor>& bound) { return bound && bound->size(0) == 1; }
+  template <class Finite>
+  static bool spread(const std::optional<Tensor>& bound, Finite finite, const RowLayout& row, std::vector<T>& out) {
+    if (!bound || is_shared(bound)) return false;
     out.resize(row.size);
-    for (int64_t i = 0; i < row.size; ++i) out[i] = data<T>(bound)[row.channel(i)];
+    for (int64_t i = 0; i < row.size; ++i) out[i] = finite(data<T>(bound)[row.channel(i)]);
     return true;
   }
   std::vector<T> low_, high_;

@@ -72,22 +72,56 @@ FASTSAL_ROW double lane_norm(int64_t size, Term term) {
   return std::sqrt(squares.total());
 }
 
+template <class Term>
+struct Scaled {
+  Term term;
+  double unit;
+  FASTSAL_ROW double operator()(int64_t i) const { return term(i) * unit; }
+};
+
+// A power of two that brings the largest |term| near 1, for the rare fp64 row whose squares over- or underflow.
+template <class Term>
+FASTSAL_ROW double safe_unit(int64_t size, Term term) {
+  double largest = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const double magnitude = std::fabs(term(i));
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  if (largest == 0) return 1;
+  const int64_t exponent = int64_t((bits_of<uint64_t>(largest) >> 52) & 0x7ff) - 1023;
+  const int64_t inverse = exponent < -1000 ? 1000 : (exponent > 1000 ? -1000 : -exponent);
+  return bits_of<double>(uint64_t(inverse + 1023) << 52);
+}
+
+struct RowNorm {
+  double unit, norm;  // `norm` is that of the row times `unit`
+};
+
+// `wide`: the terms may be so large or so small that their squares are not fp64 numbers.
+template <bool compensated, bool wide, class Term>
+FASTSAL_ROW RowNorm row_norm(int64_t size, Term term) {
+  const double norm = lane_norm<compensated>(size, term);
+  if (!wide || (is_finite(norm) && norm >= 0x1p-500)) return {1, norm};
+  const double unit = safe_unit(size, term);
+  return {unit, lane_norm<compensated>(size, Scaled<Term>{term, unit})};
+}
+
 template <class G>
 struct GradientTerm {
   G grad;
-  double unit;
-  FASTSAL_ROW double operator()(int64_t i) const { return double(value(grad[i])) * unit; }
+  FASTSAL_ROW double operator()(int64_t i) const { return double(value(grad[i])); }
 };
 
-// x_adv - x + alpha * grad / ||grad||: where the step leads, seen from x
+// x_adv - x + alpha * grad / ||grad||: where the step leads, seen from x. Two factors make 1 / ||grad||, since that
+// alone may be beyond fp64.
 template <class X, class A, class G>
 struct Displacement {
   X x;
   A x_adv;
   G grad;
-  double unit, along;
+  double unit, inverse, along;
   FASTSAL_ROW double operator()(int64_t i) const {
-    return (double(x_adv[i]) - double(x[i])) + along * (double(value(grad[i])) * unit);
+    return (double(x_adv[i]) - double(x[i])) + along * (double(value(grad[i])) * unit * inverse);
   }
 };
 
@@ -99,26 +133,12 @@ struct Rest {
   FASTSAL_ROW double operator()(int64_t i) const { return double(x_adv[i]) - double(x[i]); }
 };
 
-// A power of two that brings the largest |g| near 1, for the rare fp64 row whose squares over- or underflow.
-template <class G>
-FASTSAL_ROW double safe_unit(G grad, int64_t size) {
-  double largest = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    const double magnitude = std::fabs(double(value(grad[i])));
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  if (largest == 0) return 1;
-  const int64_t exponent = int64_t((bits_of<uint64_t>(largest) >> 52) & 0x7ff) - 1023;
-  const int64_t inverse = exponent < -1000 ? 1000 : (exponent > 1000 ? -1000 : -exponent);
-  return bits_of<double>(uint64_t(inverse + 1023) << 52);
-}
-
 template <class T, class X, class O, class Box, class Delta>
 FASTSAL_ROW bool l2_project_row(X x, O next, int64_t size, T eps, Box box, Delta delta) {
   using Mask = typename Bits<T>::Unsigned;
-  const double limit = double(eps) * norm_margin<T>();
-  const double length = lane_norm<sizeof(T) == 8>(size, delta);
-  const double scale = length > limit ? limit / length : 1;
+  const RowNorm length = row_norm<sizeof(T) == 8, sizeof(T) == 8>(size, delta);
+  const double limit = double(eps) * length.unit * norm_margin<T>();
+  const double scale = length.norm > limit ? limit / length.norm : 1;
   Mask outside = 0;
   for (int64_t i = 0; i < size; ++i) {
     const T clean = x[i], low = box.low(i), high = box.high(i);
@@ -131,16 +151,11 @@ FASTSAL_ROW bool l2_project_row(X x, O next, int64_t size, T eps, Box box, Delta
 // x_adv + alpha * grad / ||grad||, scaled back into the ball, then the box; norms and displacement in fp64.
 template <class T, class X, class A, class G, class O, class Box>
 FASTSAL_ROW StepFlags l2_step_row(X x, A x_adv, G grad, O next, int64_t size, T eps, T alpha, Box box) {
-  double unit = 1;
-  double norm = lane_norm<false>(size, GradientTerm<G>{grad, unit});
-  if (sizeof(value(grad[0])) == 8 && (!is_finite(norm) || norm < 0x1p-500)) {
-    unit = safe_unit(grad, size);
-    norm = lane_norm<false>(size, GradientTerm<G>{grad, unit});
-  }
-  const bool finite = is_finite(norm);
-  if (!finite || norm == 0)
+  const RowNorm slope = row_norm<false, sizeof(value(grad[0])) == 8>(size, GradientTerm<G>{grad});
+  const bool finite = is_finite(slope.norm);
+  if (!finite || slope.norm == 0)
     return {!finite, l2_project_row<T>(x, next, size, eps, box, Rest<X, A>{x, x_adv})};
-  const Displacement<X, A, G> delta{x, x_adv, grad, unit / norm, double(alpha)};
+  const Displacement<X, A, G> delta{x, x_adv, grad, slope.unit, 1 / slope.norm, double(alpha)};
   return {false, l2_project_row<T>(x, next, size, eps, box, delta)};
 }
 

@@ -85,6 +85,7 @@ def draw(outcomes: dict[tuple[str, str], list[Outcome]], path: str) -> None:
     across, up = torch.linspace(-7.6, 7.6, 305), torch.linspace(-9.2, 9.2, 369)
     grid_x, grid_y = torch.meshgrid(across, up, indexing="xy")
     grid = torch.stack([grid_x, grid_y], dim=2).view(-1, 2)
+    mesh = (grid_x.numpy(), grid_y.numpy())
     x, y = points(240, torch.Generator().manual_seed(99))
     rows = {
         "line": "No straight boundary is robust: logistic regression",
@@ -99,13 +100,19 @@ def draw(outcomes: dict[tuple[str, str], list[Outcome]], path: str) -> None:
                     p = torch.softmax(outcome.model(grid), dim=1)[:, 1].view(grid_x.shape)
                 if place == 0:
                     axis.imshow(
-                        p, cmap=shades, vmin=0, vmax=1, extent=(-7.6, 7.6, -9.2, 9.2), origin="lower", aspect="equal"
+                        p.numpy(),
+                        cmap=shades,
+                        vmin=0,
+                        vmax=1,
+                        extent=(-7.6, 7.6, -9.2, 9.2),
+                        origin="lower",
+                        aspect="equal",
                     )
-                axis.contour(grid_x, grid_y, p, levels=[0.5], colors=dark, linewidths=1.2, alpha=0.85, zorder=2)
+                axis.contour(*mesh, p.numpy(), levels=[0.5], colors=dark, linewidths=1.2, alpha=0.85, zorder=2)
             best = grid_x if kind == "line" else bayes(grid).view(grid_x.shape)
-            axis.contour(grid_x, grid_y, best, levels=[0], **dashed)
+            axis.contour(*mesh, best.numpy(), levels=[0], **dashed)
             for label, colour in enumerate((blue, orange)):
-                axis.scatter(*x[y == label].T, s=5, color=colour, linewidths=0, zorder=4)
+                axis.scatter(*x[y == label].T.numpy(), s=5, color=colour, linewidths=0, zorder=4)
             for centre, colour in zip(CENTRES.tolist(), (blue, orange, orange), strict=True):
                 axis.add_patch(Circle(centre, EPS, fill=False, edgecolor=colour, linewidth=1.2, zorder=3))
             natural, worst, sure = (

@@ -62,7 +62,7 @@ def _farthest(a: Tensor, b: Tensor) -> float:
     if a.shape != b.shape:
         return math.inf
     same = (a == b) | (a.isnan() & b.isnan())
-    return float((a - b).abs().nan_to_num(nan=math.inf).masked_fill(same, 0.0).max())
+    return float((a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(same, 0.0).max())
 
 
 def examine(out: TextIO) -> bool:

@@ -47,7 +47,9 @@ def curves(history: Sequence[dict[str, Any]], path: str | Path, title: str = "")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:  # under the axes, where it hides nothing
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, fontsize=9, ncols=_columns(axis))
+            axis.legend(
+                loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, fontsize=9, ncols=_columns(axis)
+            )
     if title:
         figure.suptitle(title)
     figure.savefig(path, dpi=110)
@@ -65,7 +67,7 @@ def _live_share(axis: Any, history: Sequence[dict[str, Any]]) -> None:
     steps = len(history[0]["live_share_by_step"])
     last = len(history) - 1
     named = {round(place * last / 3) for place in range(4)}
-    for place, row in enumerate(history):
+    for place, row in enumerate(history if steps else []):
         shares = [100 * share for share in row["live_share_by_step"]]
         shade = colormaps["Blues"](0.35 + 0.6 * place / max(last, 1))
         label = f"epoch {row['epoch']}" if place in named else None
@@ -108,7 +110,7 @@ def examples(
     for column in range(count):
         for line, (images, how) in enumerate(((x, grey), (change, signed), (x_adv, grey))):
             axis = axes[line][column]
-            picture = images[column].permute(1, 2, 0)
+            picture = images[column].permute(1, 2, 0).numpy()
             axis.imshow(picture if channels == 3 else picture[:, :, 0], **how)
             axis.set(xticks=[], yticks=[])
         for line, logits in ((0, clean_logits), (2, adversarial_logits)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -21,6 +22,15 @@ class Trained(NamedTuple):
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(20220510)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests of many small tensors, where waking threads costs more than the work, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

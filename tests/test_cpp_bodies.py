@@ -31,15 +31,12 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 @pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
+def poisoned(one_thread: None) -> Iterator[None]:
     """Fresh tensors hold NaN, the largest integer, or True: whatever a body forgets to write shows."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the tensors are small
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 def shapes_of(layout: str) -> list[tuple[int, ...]]:

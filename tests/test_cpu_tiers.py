@@ -22,6 +22,7 @@ from torch import Tensor
 from fastsal.backends import EXTENSION
 from fastsal.operators import FLOATS, GRADIENTS, OPERATORS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TIERS = ("baseline", "avx2", "avx512")
 
 
@@ -31,7 +32,7 @@ def calls() -> Iterator[tuple[str, list[Any]]]:
         for dtype, grad in dtypes(name):
             for layout in LAYOUTS:
                 for p in (INF, 2.0) if name in ("pgd_step", "random_start") else (INF,):
-                    yield name, arguments(name, dtype, grad, layout, p)
+                    yield name, arguments(name, dtype, grad, layout, p, padding=2)
     for dtype in FLOATS:
         for shape in ((1,), (63,), (1000,), (3, 33, 31), (16_389,)):
             x, radius = clean(4, shape, dtype), torch.full((1,), 8 / 255, dtype=dtype)
@@ -50,8 +51,6 @@ def calls() -> Iterator[tuple[str, list[Any]]]:
 
 def digests() -> list[str]:
     torch.manual_seed(5)
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)  # fresh memory is NaN, not whatever was there
     lines = []
     for at, (name, args) in enumerate(calls()):
         digest = hashlib.sha256()
@@ -71,7 +70,7 @@ Outcome = tuple[int, str, str]  # exit status, stdout, stderr
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, Outcome]:
-    """One process per tier, one that chooses by itself, and one that is asked for a tier that does not exist."""
+    """One process per tier, and one that is asked for a tier that does not exist."""
     if "cpp" not in BODIES:
         pytest.skip("the C++ extension is not built")
     running = {
@@ -82,7 +81,7 @@ def outcomes() -> dict[str, Outcome]:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for tier in (*TIERS, "", "mmx")
+        for tier in (*TIERS, "mmx")
     }
     found = {}
     for tier, process in running.items():
@@ -107,29 +106,21 @@ def test_every_tier_gives_the_bits_of_the_baseline(tier: str, outcomes: dict[str
     _, expected = report(outcomes["baseline"])
     assert len(lines) == len(expected) > 150
     assert [a for a, b in zip(lines, expected, strict=True) if a != b] == []
+    assert len({line.split()[-1] for line in lines}) > 0.9 * len(lines)  # the digests do see the outputs
 
 
 def test_left_alone_the_best_tier_of_the_processor_runs(outcomes: dict[str, Outcome]) -> None:
     had = [tier for tier in TIERS if outcomes[tier][0] == 0]
-    ran, lines = report(outcomes[""])
-    assert ran == had[-1]
     assert had == list(TIERS[: len(had)])
-    assert lines == report(outcomes["baseline"])[1]
+    if not os.environ.get("FASTSAL_CPU_TIER"):
+        assert EXTENSION.cpu_tier() == had[-1]
+    assert digests() == report(outcomes["baseline"])[1]
 
 
 def test_a_tier_that_does_not_exist_is_refused_at_import(outcomes: dict[str, Outcome]) -> None:
     status, _, err = outcomes["mmx"]
     assert status != 0
     assert "ValueError: FASTSAL_CPU_TIER: expected baseline, avx2 or avx512, got mmx" in err
-
-
-def test_the_digests_see_one_bit() -> None:
-    """A comparison of hashes is worth nothing if the hashes do not see the outputs."""
-    if "cpp" not in BODIES:
-        pytest.skip("the C++ extension is not built")
-    first, second = digests()[:4], digests()[:4]
-    assert first == second
-    assert len({line.split()[-1] for line in first}) == 4
 
 
 if __name__ == "__main__":

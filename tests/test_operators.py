@@ -18,6 +18,7 @@ from torch._subclasses import FakeTensorMode
 from fastsal import backends, functional, reference
 from fastsal.operators import OPERATORS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NORMED = ("random_start", "pgd_step")
 CASES = [
     pytest.param(name, dtype, grad, p, id="-".join([name, *(str(d)[6:] for d in dict.fromkeys((dtype, grad))), str(p)]))

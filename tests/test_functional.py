@@ -1,0 +1,244 @@
+"""The public functions: gradients, the kink, reductions, compilation, and nothing that leaks into a graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from operands import scores
+from torch import Tensor
+
+from fastsal import functional
+from fastsal.operators import GRADIENTS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+Loss = Callable[..., Tensor]
+LOSSES: dict[str, Loss] = {
+    "truncated cross-entropy": lambda z, y, **k: functional.truncated_cross_entropy(z, y, 0.3, **k),
+    "cross-entropy": lambda z, y, **k: functional.truncated_cross_entropy(z, y, None, **k),
+    "margin": functional.margin_loss,
+    "targeted margin": lambda z, y, **k: functional.margin_loss(z, y, (y + 2) % z.shape[1], **k),
+}
+each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+
+
+def problem(dtype: torch.dtype = torch.float64, rows: int = 8, classes: int = 5) -> tuple[Tensor, Tensor]:
+    """Logits of moderate size, some rows on either side of the cut at c = 0.3, none near it or near a tie."""
+    torch.manual_seed(6)
+    logits = torch.randn(rows, classes, dtype=torch.float64) * 2
+    target = torch.randint(classes, (rows,))
+    ce = F.cross_entropy(logits, target, reduction="none")
+    assert (ce > 1.3).any() and (ce < 1.1).any() and ((ce + math.log(0.3)).abs() > 1e-2).all()
+    return logits.to(dtype).requires_grad_(), target
+
+
+# -------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@each_loss
+def test_gradcheck_away_from_the_kink(loss: Loss, reduction: str) -> None:
+    logits, target = problem()
+    assert torch.autograd.gradcheck(lambda z: loss(z, target, reduction=reduction), logits)
+
+
+@pytest.mark.parametrize("c", [0.1, 0.3, 0.5, 0.9])
+def test_the_truncated_loss_is_the_smaller_of_two_numbers(c: float) -> None:
+    logits, target = problem(rows=200)
+    ce = F.cross_entropy(logits, target, reduction="none")
+    inside = ce <= -math.log(c)
+    assert inside.any() and not inside.all()
+    loss = functional.truncated_cross_entropy(logits, target, c, reduction="none")
+    torch.testing.assert_close(loss, torch.where(inside, ce, -math.log(c)))
+    (grad,) = torch.autograd.grad(functional.truncated_cross_entropy(logits, target, c), logits)
+    (slope,) = torch.autograd.grad(ce.sum(), logits)
+    # the mean is over all rows, the truncated ones too
+    torch.testing.assert_close(grad, torch.where(inside.unsqueeze(1), slope, 0.0) / len(logits))
+    assert not grad[~inside].any()
+
+
+def test_at_the_kink_itself_the_row_is_inside() -> None:
+    logits, target = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True), torch.tensor([0])
+    cross_entropy = torch.ops.fastsal.truncated_cross_entropy(logits, target, None, math.inf)[0].item()
+    for cut, slope in ((cross_entropy, -0.5), (math.nextafter(cross_entropy, 0), 0.0)):
+        loss, _ = functional._TruncatedCrossEntropy.apply(logits, target, cut)
+        assert loss.item() == cut
+        assert torch.autograd.grad(loss.sum(), logits)[0][0, 0].item() == slope
+
+
+@pytest.mark.parametrize("c", [None, 0, 0.0])
+def test_without_a_threshold_it_is_plain_cross_entropy(c: float | None) -> None:
+    logits, target = problem()
+    loss = functional.truncated_cross_entropy(logits, target, c)
+    expected = F.cross_entropy(logits, target)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(each, logits)[0] for each in (loss, expected)))
+
+
+def test_a_threshold_of_one_truncates_everything() -> None:
+    logits, target = problem()
+    loss = functional.truncated_cross_entropy(logits, target, 1.0)
+    assert loss == 0 and not torch.autograd.grad(loss, logits)[0].any()
+
+
+@pytest.mark.parametrize("c", [-0.1, 1.1, math.nan, math.inf])
+def test_a_threshold_that_is_no_probability_is_refused(c: float) -> None:
+    with pytest.raises(ValueError, match=r"c: expected None or a probability in \[0, 1\], got"):
+        functional.truncated_cross_entropy(*problem(), c)
+
+
+@each_loss
+def test_a_row_of_nan_has_a_loss_of_nan_and_spoils_no_other_row(loss: Loss) -> None:
+    logits, target = problem()
+    spoilt = logits.detach().clone()
+    spoilt[3] = math.nan
+    spoilt.requires_grad_()
+    value, clean = loss(spoilt, target, reduction="none"), loss(logits, target, reduction="none")
+    others = torch.arange(8) != 3
+    assert value[3].isnan() and torch.equal(value[others], clean[others])
+    (grad,) = torch.autograd.grad(value.sum(), spoilt)
+    torch.testing.assert_close(grad[others], torch.autograd.grad(clean.sum(), logits)[0][others])
+
+
+@each_loss
+def test_differentiable_once_and_says_so(loss: Loss) -> None:
+    logits, target = problem()
+    (grad,) = torch.autograd.grad(loss(logits, target).square(), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@each_loss
+def test_an_upstream_gradient_per_row_is_honoured(loss: Loss) -> None:
+    logits, target = problem()
+    weights = torch.linspace(-1, 2, len(logits), dtype=torch.float64)
+    (weighted,) = torch.autograd.grad((loss(logits, target, reduction="none") * weights).sum(), logits)
+    (plain,) = torch.autograd.grad(loss(logits, target, reduction="sum"), logits)
+    torch.testing.assert_close(weighted, plain * weights.unsqueeze(1))
+
+
+@pytest.mark.parametrize("dtype", GRADIENTS, ids=lambda d: str(d)[6:])
+@each_loss
+def test_dtypes(loss: Loss, dtype: torch.dtype) -> None:
+    """The loss comes in fp32 at least, the gradient in the dtype of the logits."""
+    logits, target = problem(dtype)
+    value = loss(logits, target)
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    value.backward()
+    assert logits.grad is not None and logits.grad.dtype == dtype
+    exact = logits.detach().double().requires_grad_()
+    torch.testing.assert_close(value.double(), loss(exact, target), rtol=1e-6, atol=1e-6)
+    (slope,) = torch.autograd.grad(loss(exact, target), exact)
+    torch.testing.assert_close(logits.grad.double(), slope, rtol=2 * torch.finfo(dtype).eps, atol=1e-3 * torch.finfo(dtype).eps)
+
+
+@each_loss
+def test_reductions(loss: Loss) -> None:
+    logits, target = problem()
+    rows = loss(logits, target, reduction="none")
+    assert rows.shape == (8,)
+    torch.testing.assert_close(loss(logits, target, reduction="mean"), rows.mean())
+    torch.testing.assert_close(loss(logits, target), rows.mean())
+    torch.testing.assert_close(loss(logits, target, reduction="sum"), rows.sum())
+    with pytest.raises(ValueError, match="reduction: expected 'mean', 'sum' or 'none', got 'max'"):
+        loss(logits, target, reduction="max")
+
+
+@each_loss
+def test_errors_of_the_operator_come_through(loss: Loss) -> None:
+    logits, target = problem()
+    with pytest.raises(ValueError, match=r"target: expected values in \[0, 5\), got 5 at position 1"):
+        loss(logits, target.index_fill(0, torch.tensor(1), 5))
+    with pytest.raises(TypeError, match=r"target: expected torch.int64, got torch.int32"):
+        loss(logits, target.int())
+
+
+# ------------------------------------------------------------------------------------------ compilation
+
+
+@each_loss
+def test_compiles_without_a_graph_break(loss: Loss) -> None:
+    """fullgraph, forward and backward, also for a second batch size (dynamic shapes)."""
+    torch._dynamo.reset()
+
+    def objective(z: Tensor, y: Tensor) -> Tensor:
+        return loss(z * 2, y) + loss(z, y, reduction="none").sum()
+
+    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
+    for rows in (8, 13, 21):
+        logits, target = scores(rows, 5, torch.float32, ties=False).requires_grad_(), torch.randint(5, (rows,))
+        got, expected = compiled(logits, target), objective(logits, target)
+        assert torch.equal(got, expected)
+        assert torch.equal(*(torch.autograd.grad(each, logits)[0] for each in (got, expected)))
+
+
+def test_the_step_and_retire_compile_as_operators() -> None:
+    torch._dynamo.reset()
+    x, one = torch.rand(4, 6), torch.full((1,), 0.1)
+
+    def attack_step(x_adv: Tensor, grad: Tensor, result: Tensor, stop: Tensor) -> tuple[Tensor, ...]:
+        following, flags = torch.ops.fastsal.pgd_step(x, x_adv, grad, one, one, None, None, None, None, math.inf)
+        kept = torch.ops.fastsal.retire(x_adv, following, None, flags, None, None, result, stop, 2, False)
+        return following, *kept, result.clone()
+
+    compiled = torch.compile(attack_step, fullgraph=True, backend="aot_eager")
+    grad = torch.randn(4, 6)
+    grad[2, 3] = math.nan
+    outcomes = []
+    for run in (attack_step, compiled):
+        result, stop = torch.zeros(4, 6), torch.full((4,), -1)
+        outcomes.append([*run(x + 0.01, grad, result, stop), result, stop])
+    assert all(map(torch.equal, *outcomes))
+    assert outcomes[0][-1].tolist() == [-1, -1, 1, -1]
+
+
+# ------------------------------------------------------------------------------- what has no gradient
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "l2", math.inf, 2])
+def test_starts_and_steps_leave_no_graph_behind(norm: object) -> None:
+    x = torch.rand(3, 2, 4, 4, requires_grad=True)
+    eps = torch.full((3,), 0.1, requires_grad=True)
+    start = functional.random_start(x, eps, 5, norm=norm)
+    following = functional.pgd_step(x, start, torch.randn_like(x), eps, 0.01, norm=norm)
+    result, stop = torch.zeros(3, 2, 4, 4), torch.full((3,), -1)
+    kept = functional.retire(start, following, result, stop, 1, last=True)
+    assert not any(out.requires_grad for out in (start, following, result, *kept))
+    assert torch.equal(result, following) and stop.tolist() == [1, 1, 1] and kept[2].item() == 0
+    assert x.grad is None and eps.grad is None
+    loss = functional.margin_loss(torch.randn(3, 4), torch.tensor([0, 1, 2]))
+    assert not loss.requires_grad
+
+
+def test_the_start_depends_on_seed_and_sample_alone_and_the_global_generator_stays() -> None:
+    x = torch.rand(4, 2, 3, 3)
+    before = torch.get_rng_state()
+    whole = functional.random_start(x, 0.1, seed=9)
+    assert torch.equal(before, torch.get_rng_state())
+    part = functional.random_start(x[2:], 0.1, seed=torch.tensor(9), sample_ids=torch.tensor([2, 3]))
+    assert torch.equal(part, whole[2:])
+    assert not torch.equal(functional.random_start(x, 0.1, seed=10), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"eps": -0.1}, ValueError, "eps: expected finite and >= 0, got -0.1"),
+        ({"eps": math.nan}, ValueError, "eps: expected finite and >= 0, got nan"),
+        ({"alpha": math.inf}, ValueError, "alpha: expected finite and >= 0, got inf"),
+        ({"eps": torch.ones(2)}, ValueError, r"eps: expected a float or shape \(3,\), one per sample, got \(2,\)"),
+        ({"norm": "L3"}, ValueError, "norm: expected 'Linf', 'L2', inf or 2, got 'L3'"),
+        ({"norm": True}, ValueError, "norm: expected"),
+        ({"norm": "L1"}, NotImplementedError, "norm: L1 is not yet built"),
+        ({"clip_min": torch.zeros(5)}, ValueError, r"clip_min: expected a float or shape \(2,\), one per channel"),
+        ({"clip_max": math.nan}, ValueError, "clip_max: expected numbers, got nan"),
+        ({"clip_max": -1.0}, ValueError, r"clip_max: expected at least clip_min \(0.0\), got -1.0"),
+    ],
+)
+def test_mistakes_are_named(change: dict[str, object], kind: type[Exception], message: str) -> None:
+    x = torch.rand(3, 2, 4)
+    with pytest.raises(kind, match=message):
+        functional.pgd_step(x, x, x, **{"eps": 0.1, "alpha": 0.01, **change})  # type: ignore[arg-type]

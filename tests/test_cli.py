@@ -29,7 +29,7 @@ ATTACKS = ["FGSM", "PGD-3", "margin-T", "worst"]
 SMALL = ["--model", "tiny-cnn-16k", "--eps", "0.05", "--steps", "2", "--batch-size", "50", "--eval-steps", "3"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Quicker for nets this small."""
     threads = torch.get_num_threads()
@@ -445,7 +445,7 @@ def test_weights_that_would_run_code_do_not(run: Path, tmp_path: Path, capsys: p
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "gone off",)
 
-    (run / "model.pt").write_bytes(pickle.dumps(Bomb()))
+    (run / "model.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
     assert main(["evaluate", str(run)]) == 1
     torch.save(Bomb(), run / "model.pt")
     assert main(["evaluate", str(run)]) == 1

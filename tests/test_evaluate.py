@@ -23,7 +23,7 @@ from fastsal.functional import random_start
 ROWS = 300
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Quicker for nets this small."""
     threads = torch.get_num_threads()

@@ -26,12 +26,12 @@ each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 
 def problem(dtype: torch.dtype = torch.float64, rows: int = 8, classes: int = 5) -> tuple[Tensor, Tensor]:
-    """Logits of moderate size, some rows on either side of the cut at c = 0.3, none near it or near a tie."""
+    """Logits of moderate size, some rows on either side of the cut at c = 0.3."""
     torch.manual_seed(6)
     logits = torch.randn(rows, classes, dtype=torch.float64) * 2
     target = torch.randint(classes, (rows,))
     ce = F.cross_entropy(logits, target, reduction="none")
-    assert (ce > 1.3).any() and (ce < 1.1).any() and ((ce + math.log(0.3)).abs() > 1e-2).all()
+    assert (ce > 1.3).any() and (ce < 1.1).any()
     return logits.to(dtype).requires_grad_(), target
 
 
@@ -42,6 +42,7 @@ def problem(dtype: torch.dtype = torch.float64, rows: int = 8, classes: int = 5)
 @each_loss
 def test_gradcheck_away_from_the_kink(loss: Loss, reduction: str) -> None:
     logits, target = problem()
+    assert (F.cross_entropy(logits, target, reduction="none") + math.log(0.3)).abs().min() > 1e-2
     assert torch.autograd.gradcheck(lambda z: loss(z, target, reduction=reduction), logits)
 
 
@@ -132,7 +133,8 @@ def test_dtypes(loss: Loss, dtype: torch.dtype) -> None:
     exact = logits.detach().double().requires_grad_()
     torch.testing.assert_close(value.double(), loss(exact, target), rtol=1e-6, atol=1e-6)
     (slope,) = torch.autograd.grad(loss(exact, target), exact)
-    torch.testing.assert_close(logits.grad.double(), slope, rtol=2 * torch.finfo(dtype).eps, atol=1e-3 * torch.finfo(dtype).eps)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(logits.grad.double(), slope, rtol=2 * eps, atol=1e-3 * eps)
 
 
 @each_loss

@@ -33,7 +33,7 @@ ALWAYS = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Quicker for nets this small."""
     threads = torch.get_num_threads()

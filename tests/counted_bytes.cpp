@@ -1,0 +1,127 @@
+// Counts the bytes that a row body moves, by instantiating it with a pointer that counts. Prints one line per operand:
+// body, operand, bytes loaded, bytes stored, bytes of distinct addresses touched, all per row of kSize elements.
+#include <cstdio>
+#include <type_traits>
+#include <vector>
+
+#include "rows/losses.h"
+#include "rows/pgd_step.h"
+#include "rows/random_start.h"
+
+namespace fastsal {
+
+constexpr int64_t kSize = 1000;
+
+struct Traffic {
+  int64_t loads = 0, stores = 0;
+  std::vector<bool> touched = std::vector<bool>(kSize);
+};
+
+// What an element of an output is, so that `p[i] = v` and `store(&p[i], v)` count a store.
+template <class T>
+struct Slot {
+  T* place;
+  Traffic* traffic;
+  int64_t index;
+  void put(T v) const {
+    *place = v;
+    traffic->stores += 1;
+    traffic->touched[size_t(index)] = true;
+  }
+  void operator=(T v) const { put(v); }
+  Slot operator&() const { return *this; }
+};
+template <class T, class V>
+void store(Slot<T> slot, V v) {
+  T rounded;
+  store(&rounded, v);
+  slot.put(rounded);
+}
+
+template <class T>
+struct Input {
+  const T* data;
+  Traffic* traffic;
+  T operator[](int64_t i) const {
+    traffic->loads += 1;
+    traffic->touched[size_t(i)] = true;
+    return data[i];
+  }
+};
+template <class T>
+struct Output {
+  T* data;
+  Traffic* traffic;
+  Slot<T> operator[](int64_t i) const { return {data + i, traffic, i}; }
+};
+
+template <class T>
+struct Operand {
+  const char* name;
+  std::vector<T> values = std::vector<T>(kSize);
+  Traffic traffic;
+  Operand(const char* label, float scale) : name(label) {
+    for (int64_t i = 0; i < kSize; ++i) {
+      const float v = scale * float((i * 37) % 101 - 50) / 50;
+      if constexpr (std::is_same_v<T, double>)
+        values[size_t(i)] = v;
+      else
+        store(&values[size_t(i)], v);
+    }
+  }
+  Input<T> in() { return {values.data(), &traffic}; }
+  Output<T> out() { return {values.data(), &traffic}; }
+  void print(const char* body) const {
+    int64_t distinct = 0;
+    for (const bool touched : traffic.touched) distinct += touched;
+    const int64_t width = int64_t(sizeof(T));
+    std::printf("%s %s %lld %lld %lld\n", body, name, static_cast<long long>(traffic.loads * width),
+                static_cast<long long>(traffic.stores * width), static_cast<long long>(distinct * width));
+  }
+};
+
+template <class T, class G>
+void step(const char* body, bool linf, float slope, T eps) {
+  Operand<T> x("x", 1), x_adv("x_adv", 1.01f), next("next", 0);
+  Operand<G> grad("grad", slope);
+  const UniformBox<T> box{T(-2), T(2)};
+  if (linf)
+    linf_step_row<T>(x.in(), x_adv.in(), grad.in(), next.out(), kSize, eps, T(0.1), box);
+  else
+    l2_step_row<T>(x.in(), x_adv.in(), grad.in(), next.out(), kSize, eps, T(0.1), box);
+  x.print(body), x_adv.print(body), grad.print(body), next.print(body);
+}
+
+template <class Z>
+void losses(const char* cross_entropy, const char* margin) {
+  {
+    Operand<Z> logits("logits", 3), grad("grad", 0);
+    cross_entropy_row<float>(logits.in(), grad.out(), kSize, 3, 0.7f);
+    logits.print(cross_entropy), grad.print(cross_entropy);
+  }
+  Operand<Z> logits("logits", 3), grad("grad", 0);
+  margin_row<float>(logits.in(), grad.out(), kSize, 3, -1);
+  logits.print(margin), grad.print(margin);
+}
+
+}  // namespace fastsal
+
+int main() {
+  using namespace fastsal;
+  std::printf("elements per row %lld\n", static_cast<long long>(kSize));
+  step<float, float>("linf_step_fp32", true, 1, 0.05f);
+  step<float, bfloat16>("linf_step_bf16_grad", true, 1, 0.05f);
+  step<float, float16>("linf_step_fp16_grad", true, 1, 0.05f);
+  step<double, double>("linf_step_fp64", true, 1, 0.05);
+  step<float, float>("l2_step_fp32", false, 1, 0.05f);
+  step<float, bfloat16>("l2_step_bf16_grad", false, 1, 0.05f);
+  step<double, double>("l2_step_fp64", false, 1, 0.05);
+  step<float, float>("l2_step_zero_gradient", false, 0, 0.05f);
+  const std::vector<uint32_t> words(kSize, 12345);
+  Operand<float> x("x", 1), start("start", 0);
+  linf_start<float>(x.in(), start.out(), words.data(), kSize, 0.05f, UniformBox<float>{-2, 2});
+  x.print("linf_start_fp32"), start.print("linf_start_fp32");
+  losses<float>("cross_entropy_fp32", "margin_fp32");
+  losses<bfloat16>("cross_entropy_bf16", "margin_bf16");
+  return 0;
+}

@@ -123,9 +123,7 @@ class Attack:
             alpha = self.alpha
             if alpha is None:
                 alpha = self.eps * (1.875 / max(self.steps, 1))
-            threat = Threat.around(
-                x, self.norm, self.eps, alpha, self.clip_min, self.clip_max, descend=self.targeted
-            )
+            threat = Threat.around(x, self.norm, self.eps, alpha, self.clip_min, self.clip_max, descend=self.targeted)
             x = threat.admit(x, self.check_inputs)
             if len(x) == 0 or self.steps == 0 or not bool(threat.eps.any()):
                 live = LiveRows(x, 0)
@@ -136,9 +134,7 @@ class Attack:
 
     perturb = __call__
 
-    def _run(
-        self, threat: Threat, x: Tensor, y: Tensor | None, seed: Tensor, sample_ids: Tensor | None
-    ) -> LiveRows:
+    def _run(self, threat: Threat, x: Tensor, y: Tensor | None, seed: Tensor, sample_ids: Tensor | None) -> LiveRows:
         with attacked(self.model, x) as logits:
             predicting = y is None
             if y is None:

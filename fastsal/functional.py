@@ -61,9 +61,7 @@ class _MarginLoss(torch.autograd.Function):
         return (upstream.unsqueeze(1) * grad).to(grad.dtype), None, None
 
 
-def truncated_cross_entropy(
-    logits: Tensor, target: Tensor, c: float | None = 0.5, reduction: str = "mean"
-) -> Tensor:
+def truncated_cross_entropy(logits: Tensor, target: Tensor, c: float | None = 0.5, reduction: str = "mean") -> Tensor:
     """Cross-entropy truncated at -log(c): min(CE, -log c) per row, with no gradient where CE > -log c.
 
     Args:
@@ -83,9 +81,7 @@ def truncated_cross_entropy(
     return _reduce(_TruncatedCrossEntropy.apply(logits, target, max(cut_of(c), 0.0))[0], reduction)
 
 
-def margin_loss(
-    logits: Tensor, target: Tensor, other: Tensor | None = None, reduction: str = "mean"
-) -> Tensor:
+def margin_loss(logits: Tensor, target: Tensor, other: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """The margin z_other - z_target: negative while the target class wins.
 
     Args:

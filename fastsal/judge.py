@@ -73,9 +73,7 @@ class Judge:
             )
 
 
-def judge_of(
-    loss: object, cut: float | None
-) -> Callable[[Tensor, Callable[[Tensor], None], bool], Judge]:
+def judge_of(loss: object, cut: float | None) -> Callable[[Tensor, Callable[[Tensor], None], bool], Judge]:
     """A maker of judges for the loss called `loss`, or one clear error."""
     if isinstance(loss, TargetedMargin):
         name, other = "margin", loss.other

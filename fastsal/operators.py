@@ -48,9 +48,7 @@ class Operator:
     def body_schema(self) -> str:
         """Arguments, then one mutable tensor per output; returns 0, or 1 when `values` must raise."""
         taken = self.arguments.count("!)")
-        outs = ", ".join(
-            f"Tensor({chr(ord('a') + taken + i)}!) {name}_out" for i, name in enumerate(self.returns)
-        )
+        outs = ", ".join(f"Tensor({chr(ord('a') + taken + i)}!) {name}_out" for i, name in enumerate(self.returns))
         return f"({self.arguments}, {outs}) -> int"
 
     @property
@@ -173,9 +171,7 @@ def channel_view(bound: Tensor, x: Tensor) -> Tensor:
     return bound if bound.shape[0] == 1 else bound.view(1, -1, *[1] * (x.dim() - 2))
 
 
-def _in_box(
-    operator: str, x: Tensor, ids: Tensor | None, clip_min: Tensor | None, clip_max: Tensor | None
-) -> None:
+def _in_box(operator: str, x: Tensor, ids: Tensor | None, clip_min: Tensor | None, clip_max: Tensor | None) -> None:
     """The samples `ids` of x, or all of them; padding (-1) asks for none."""
     samples = torch.arange(x.shape[0], device=x.device) if ids is None else ids[ids >= 0]
     rows = x if ids is None else x[samples]
@@ -220,9 +216,7 @@ def _random_start_outputs(
     _bound(name, "clip_max", clip_max, x)
     _index(name, "ids", ids)
     _norm(name, p)
-    _device(
-        name, x.device, eps=eps, sample_ids=sample_ids, clip_min=clip_min, clip_max=clip_max, ids=ids, seed=seed
-    )
+    _device(name, x.device, eps=eps, sample_ids=sample_ids, clip_min=clip_min, clip_max=clip_max, ids=ids, seed=seed)
     return (empty_rows(x, x.shape[0] if ids is None else ids.shape[0]),)
 
 

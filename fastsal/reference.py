@@ -239,9 +239,7 @@ def truncated_cross_entropy(
     )
 
 
-def margin_loss(
-    logits: Tensor, target: Tensor, other: Tensor | None, ids: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def margin_loss(logits: Tensor, target: Tensor, other: Tensor | None, ids: Tensor | None) -> tuple[Tensor, Tensor]:
     """z_other - z_target; `other` is the best class besides the target (lowest index on ties) where not given."""
     dtype, classes = loss_dtype(logits.dtype), logits.shape[1]
     label, padding = _take(target, ids), _padding(ids, logits.shape[0], logits.device)

@@ -372,7 +372,7 @@ def test_inputs_are_left_alone_and_not_aliased(norm) -> None:
 finite32 = st.floats(-1e6, 1e6, width=32)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(
     x=st.lists(finite32, min_size=1, max_size=8),
     eps=st.floats(0, 10),
@@ -382,6 +382,7 @@ finite32 = st.floats(-1e6, 1e6, width=32)
 )
 @example(x=[0.0], eps=5e-324, alpha=1.0, sign=1.0, dtype=torch.float32)
 @example(x=[0.0], eps=5e-324, alpha=1.0, sign=1.0, dtype=torch.float64)
+@example(x=[0.0], eps=2.2250738585e-313, alpha=20.0, sign=-1.0, dtype=torch.float64)
 @example(x=[1.0], eps=1e-46, alpha=1e-46, sign=1.0, dtype=torch.float32)
 @example(x=[-0.0, 2.0**-149], eps=2.0**-149, alpha=1.0, sign=-1.0, dtype=torch.float32)
 @example(x=[16777216.0 / 16], eps=0.03125, alpha=0.03125, sign=1.0, dtype=torch.float32)

@@ -211,14 +211,15 @@ def test_an_error_before_training_leaves_the_earlier_run_in_place(run: Path, dat
 
 
 def test_a_data_set_without_a_test_split_trains_and_says_so(
-    untested: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, untested: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib")
-    assert main(["train", "--data", str(untested), *SMALL, "--epochs", "1", "--out", str(tmp_path), "--quiet"]) == 0
+    """Into the folder of a run that had one: its report and examples must not stay beside the new weights."""
+    command = ["train", "--data", str(untested), *SMALL, "--epochs", "1", "--out", str(run), "--quiet", "--overwrite"]
+    assert main(command) == 0
     assert "no test split" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "history.csv", "model.pt", "curves.png"}
-    assert "natural_accuracy" not in rows(tmp_path)[0]
-    assert main(["evaluate", str(tmp_path)]) == 1
+    assert {path.name for path in run.iterdir()} == {"config.json", "history.csv", "model.pt", "curves.png"}
+    assert "natural_accuracy" not in rows(run)[0]
+    assert main(["evaluate", str(run)]) == 1
     assert "test split" in one_line(capsys.readouterr().err)
 
 

@@ -135,6 +135,34 @@ def test_every_count_is_that_of_the_attacks_written_out(mlp: Any, norm: str, eps
     assert 0.1 * ROWS < report.counts["worst"] < report.counts["FGSM"] < report.counts["natural"]  # there is a contest
 
 
+class Wiggly(nn.Module):
+    """So many hills that where an attack ends depends on where it starts: the noise of every row counts."""
+
+    def __init__(self, waves: float) -> None:
+        super().__init__()
+        self.waves = waves
+        self.inner = linear(5, width=3)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(torch.sin(self.waves * x))
+        return logits
+
+
+@pytest.mark.parametrize(("norm", "eps", "waves"), [("Linf", 0.05, 20.0), ("L2", 0.1, 80.0)])
+def test_the_noise_of_each_row_attack_and_class_is_the_documented_one(norm: str, eps: float, waves: float) -> None:
+    model, (_, x, _) = Wiggly(waves), linear(5, width=3)
+    y = (model(x).argmax(1) + (torch.arange(len(x)) % 4 == 0)) % 5  # a quarter of them wrong
+    loader = list(zip(x.split(150), y.split(150), strict=True))
+    short: dict[str, Any] = {"norm": norm, "steps": 4, "margin_steps": 3, "margin_classes": 2}
+    report = evaluate(model, loader, eps, **short)
+    expected = {name: int(mask.sum()) for name, mask in survivors(model, x, y, eps, norm, 4, 3, 2, box=True).items()}
+    assert report.counts == expected
+    assert 0 < expected["worst"] < min(expected[name] for name in ("FGSM", "PGD-4", "margin-T"))
+    other_noise = evaluate(model, loader, eps, seed=100, **short).counts
+    assert other_noise["FGSM"] == expected["FGSM"]
+    assert other_noise["PGD-4"] != expected["PGD-4"] and other_noise["margin-T"] != expected["margin-T"]
+
+
 def test_a_model_trained_by_sense_is_evaluated_without_truncation(mlp: Any) -> None:
     model, x, y = copy.deepcopy(mlp.model), mlp.x, mlp.y
     fastsal.train(

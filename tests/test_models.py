@@ -277,7 +277,7 @@ def test_unknown_name_lists_the_known_and_suggests_the_nearest() -> None:
 
 
 def test_name_unlike_any_other_gets_no_suggestion() -> None:
-    with pytest.raises(ValueError, match="got 'zzz'$"):
+    with pytest.raises(ValueError, match=r"got 'zzz'$"):
         models.get("zzz")
 
 
@@ -298,7 +298,7 @@ def test_image_too_small(name: str) -> None:
 
 @pytest.mark.parametrize("hidden", [(0, 21), (30, 0)])
 def test_bad_widths(hidden: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="^hidden: .* >= 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^hidden: .* >= 1, got 0$"):
         models.TinyCNN(hidden)
 
 

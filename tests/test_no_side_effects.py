@@ -64,16 +64,21 @@ class Restless(nn.Module):
         self.fail_in_backward_at: int | None = None
         self.draws = False
         self.writes_through_data = False
+        self.writes_gradients = False
         self.tally = Tally()
 
     def forward(self, x: Tensor) -> Tensor:
         k = self.tally.forwards
         self.tally.forwards += 1
         self.tally.training |= any(m.training for m in self.modules())
+        self.tally.trainable |= any(p.requires_grad for p in self.parameters())
         self.calls += 1
         self.running.mul_(0.9)
         if self.writes_through_data:
             self.hidden.data.mul_(0.9)
+        if self.writes_gradients:
+            self.unused.weight.grad = torch.ones(3, 3)
+            self.head.bias.grad = None
         self.replaced = self.replaced * 0.5
         self.passing.add_(1)
         if self.draws:
@@ -89,7 +94,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.forwards = self.backwards = 0
-        self.training = False
+        self.training = self.trainable = False
 
     def __deepcopy__(self, memo: dict) -> Tally:
         return self
@@ -219,7 +224,8 @@ def test_a_successful_attack_leaves_nothing_behind(case, make, setting) -> None:
     attack = make(model)
     with left_alone(case):
         attack(x, y, seed=1)
-        assert model.tally.forwards >= 3 and not model.tally.training
+        tally = model.tally
+    assert tally.forwards >= 3 and not tally.training and not tally.trainable, "eval mode, frozen"
 
 
 @each_attack
@@ -235,6 +241,15 @@ def test_a_buffer_written_through_data_comes_back(case, make) -> None:
     """Version counters do not see such a write."""
     model, x, y = case
     model.writes_through_data = True
+    with left_alone(case):
+        make(model)(x, y, seed=1)
+
+
+@each_attack
+def test_gradients_that_the_model_writes_itself_come_back(case, make) -> None:
+    model, x, y = case
+    mixed(model)
+    model.writes_gradients = True
     with left_alone(case):
         make(model)(x, y, seed=1)
 

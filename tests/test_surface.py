@@ -414,6 +414,24 @@ def test_an_x_barely_outside_the_box_is_clamped_and_is_then_x(make, norm, k) -> 
     assert torch.equal(x_adv[info.ignored], clamped[info.ignored])
 
 
+@each_attack
+@each_norm
+def test_it_is_clamped_into_the_box_that_was_given(make, norm) -> None:
+    model, (x, y) = linear(), batch()
+    channels = torch.tensor([-1.0, 2.0]), torch.tensor([1.0, 5.0])
+    for low, high in ((-1.0, 1.0), (-1.0, None), (None, 1.0), channels):
+        bounds = [None if v is None else torch.as_tensor(v).reshape(-1, 1, 1) for v in (low, high)]
+        z = x.clone() if low is not channels[0] else x + torch.tensor([0.0, 3.0]).reshape(-1, 1, 1)
+        if bounds[0] is not None:
+            z[0] = bounds[0] - 9e-7
+        if bounds[1] is not None:
+            z[1] = bounds[1] + 9e-7
+        attack = make(model, norm=norm, clip_min=low, clip_max=high)
+        clamped = z.clamp(*bounds)
+        assert not torch.equal(z, clamped)
+        assert torch.equal(attack(z, y, seed=1), attack(clamped, y, seed=1)), (low, high)
+
+
 # ------------------------------------------------------------------ labels and losses
 
 

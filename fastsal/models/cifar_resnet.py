@@ -64,9 +64,7 @@ class CifarResNet(nn.Module):
     Source: He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.2.
     """
 
-    def __init__(
-        self, depth: int = 20, num_classes: int = 10, in_channels: int = 3, image_size: int = 32
-    ) -> None:
+    def __init__(self, depth: int = 20, num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> None:
         super().__init__()
         depth = at_least(8, "depth", depth, "CifarResNet")
         if depth % 6 != 2:

@@ -31,9 +31,7 @@ def names() -> list[str]:
     return list(_BUILDERS)
 
 
-def get(
-    name: str, num_classes: int = 10, in_channels: int = 3, image_size: int | None = None
-) -> nn.Module:
+def get(name: str, num_classes: int = 10, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
     """A freshly initialised network in train mode, with torch's default dtype and device.
 
     Args:

@@ -109,8 +109,8 @@ class Threat:
         low, high = bound("clip_min", clip_min, x, math.inf), bound("clip_max", clip_max, x, -math.inf)
         if low is not None and high is not None and not bool((low <= high).all()):
             raise ValueError(f"clip_max: expected at least clip_min ({clip_min}), got {clip_max}")
-        step = radius("alpha", alpha, x)
-        return cls(norm_order(norm), radius("eps", eps, x), -step if descend else step, low, high)
+        size, step = radius("eps", eps, x), radius("alpha", alpha, x)
+        return cls(norm_order(norm), size, -step if descend else step, low, high)
 
     def start(self, x: Tensor, seed: Tensor, sample_ids: Tensor | None, ids: Tensor | None = None) -> Tensor:
         """x_0 = project(x + noise) for the samples `ids` (all of them if None)."""

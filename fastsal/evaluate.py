@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fastsal.attack import PGD, Attack
 from fastsal.judge import TargetedMargin
 from fastsal.model_view import RandomState, attacked
+from fastsal.progress import bar
 from fastsal.threat import Bound, norm_name, norm_order
 from fastsal.version import __version__
 
@@ -125,7 +125,7 @@ def evaluate(
     nonfinite = dict.fromkeys(attacks, 0)
     samples = 0
     batches = length_hint(loader, 0) or None  # None: it does not say
-    for x, y in tqdm(_placed(model, loader), total=batches, desc="evaluate", disable=not progress):
+    for x, y in bar(_placed(model, loader), batches, "evaluate", progress):
         batch = _Batch(model, x, y, samples)
         worst = batch.natural.clone()
         for name, how in attacks.items():

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fastsal.evaluate import accuracy, robust_accuracy
 from fastsal.methods import METHODS, Settings
+from fastsal.progress import bar
 from fastsal.threat import Bound
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -140,10 +140,10 @@ def train(
             for epoch in range(epochs):
                 tally = _Tally(steps)
                 batches = length_hint(loader, 0) or None  # None: it does not say
-                bar = tqdm(loader, total=batches, desc=f"epoch {epoch + 1}/{epochs}", disable=not progress, leave=True)
+                shown = bar(loader, batches, f"epoch {epoch + 1}/{epochs}", progress)
                 model.train()
                 try:
-                    for index, (x, y) in enumerate(bar):
+                    for index, (x, y) in enumerate(shown):
                         x, y = x.to(device), y.to(device)
                         if schedule:
                             along = (epoch + (min((index + 0.5) / batches, 1.0) if batches else 0.5)) / epochs
@@ -159,9 +159,9 @@ def train(
                         outer.loss.backward()
                         optimizer.step()
                         tally.add(loss, outer.logits, y, outer.info)
-                        bar.set_postfix_str(tally.line(), refresh=False)
+                        shown.set_postfix_str(tally.line(), refresh=False)
                 finally:
-                    bar.close()
+                    shown.close()
                     if tally.images:
                         result.history.append(tally.row(epoch + 1, optimizer.param_groups[0]["lr"]))
                 if not tally.images:
@@ -177,7 +177,7 @@ def train(
                         model, eval_loader, eps, norm=norm, rows=eval_rows, clip_min=clip_min, clip_max=clip_max
                     )
                     if progress:
-                        tqdm.write(
+                        shown.write(
                             f"epoch {epoch + 1}/{epochs}: natural {row['natural_accuracy']:.1%}, "
                             f"PGD-10 {row['robust_accuracy']:.1%} (on {eval_rows} images at most)",
                             file=sys.stderr,

@@ -1,6 +1,7 @@
 """``make compare``: natural, PGD and SENSE training over three seeds on the embedded data, side by side.
 
-Each run is one ``fastsal train``; a run whose report is there is not made again, so the command resumes when stopped.
+Each run is one ``fastsal train``; a run that ended, with a report of these settings, is not made again, so the command
+resumes when stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import torch
 METHODS = ("natural", "pgd", "sense")
 SEEDS = (0, 1, 2)
 OPTIONS = {"--data": "fashion-mnist-mini", "--model": "small-cnn", "--eps": "0.1", "--c": "0.5", "--epochs": "6"}
-COLUMNS = ("natural", "FGSM", "PGD-40", "margin-T", "worst")
+SAMPLES = 2000  # test images of the embedded data
+ATTACKS = ("FGSM", "PGD-40", "margin-T")
+COLUMNS = ("natural", *ATTACKS, "worst")
 BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 
 
@@ -29,7 +32,7 @@ def run(method: str, seed: int, out: Path) -> dict[str, Any]:
     folder = out / f"{method}-{seed}"
     options = {**OPTIONS, "--method": method, "--seed": str(seed)}
     wanted = {name.removeprefix("--"): value for name, value in options.items()}
-    if not (folder / "report.json").exists() or not _same(folder, wanted):
+    if not _same(folder, wanted):
         words = [word for pair in options.items() for word in pair]
         command = [sys.executable, "-m", "fastsal.cli", "train", *words, "--out", str(folder), "--overwrite"]
         print("\n$ fastsal " + " ".join(command[3:]), flush=True)
@@ -39,8 +42,17 @@ def run(method: str, seed: int, out: Path) -> dict[str, Any]:
 
 
 def _same(folder: Path, wanted: dict[str, str]) -> bool:
-    config = json.loads((folder / "config.json").read_text())
-    return all(str(config[name]) == str(type(config[name])(value)) for name, value in wanted.items())
+    """Whether the folder holds a run of these settings that was trained to its end, and the report of it."""
+    try:
+        config, report = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "report"))
+    except (OSError, ValueError):  # not there, or cut off when it was written
+        return False
+    if not config.get("completed", True):  # runs made before there was the mark have none
+        return False
+    reported = (report.get("eps"), report.get("norm"), report.get("samples"), tuple(report.get("attacks", ())))
+    if reported != (float(wanted["eps"]), config.get("norm"), SAMPLES, ATTACKS):
+        return False
+    return all(name in config and str(config[name]) == str(type(config[name])(value)) for name, value in wanted.items())
 
 
 def accuracies(report: dict[str, Any]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from fastsal import data, functional, models
 from fastsal.attack import PGD, SENSE, perturb
 from fastsal.evaluate import Report, evaluate
 from fastsal.live import AttackInfo
-from fastsal.train import TrainingDiverged, TrainResult, train
+from fastsal.train import TrainingDiverged, TrainingStopped, TrainResult, train
 from fastsal.version import __version__
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Report",
     "TrainResult",
     "TrainingDiverged",
+    "TrainingStopped",
     "__version__",
     "data",
     "evaluate",

@@ -40,7 +40,7 @@ def sensible_adversaries(
     undecided = judge.has_cut
     if undecided and rule.decide_at == "clean" and rule.random_start:
         live.forwarded(len(x), iterate=False)
-        right, over = judge.flags(logits(x), live.ids)
+        right, over = judge.flags(logits(x.clone()), live.ids)
         live.retire(before, x, right, over, 0)
         before, x_k, undecided = x, noise(live.ids), False  # x counts as x_{-1}
         live.compacted()

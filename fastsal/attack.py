@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fastsal.algorithm import Rule, sensible_adversaries
-from fastsal.judge import judge_of
+from fastsal.judge import Judge, loss_of
 from fastsal.live import AttackInfo, LiveRows
 from fastsal.model_view import RandomState, attacked, warn_of_probabilities
 from fastsal.operators import FLOATS, memory_format
-from fastsal.threat import Bound, Threat, cut_of, norm_name, norm_order
+from fastsal.threat import Bound, Threat, cut_of, norm_name, norm_order, number_or_tensor
 
 
 class Attack:
@@ -57,7 +57,8 @@ class Attack:
         self.clip_min, self.clip_max = clip_min, clip_max
         self.check_inputs = check_inputs
         self.rule = Rule(steps, random_start, ignored, decide_at, truncate)
-        self._judge = judge_of(loss, None if c is None else cut_of(c))
+        loss_of(loss)  # refused here rather than at the first batch
+        cut_of(c)
 
     @property
     def steps(self) -> int:
@@ -115,16 +116,13 @@ class Attack:
             ValueError, TypeError: an argument out of the contract, naming it. Nothing has changed then.
         """
         _check_batch(x, y, sample_ids, self.targeted)
-        with torch.inference_mode(False), torch.no_grad(), RandomState(x.device) as random_state:
+        with torch.inference_mode(False), torch.no_grad(), RandomState(x.device, generator) as random_state:
             x = x.detach()
             x = x.contiguous(memory_format=memory_format(x))
+            threat = self._threat(x)
+            x = threat.admit(x, self.check_inputs)
             key = _seed(seed, generator, x.device)
             random_state.keep()
-            alpha = self.alpha
-            if alpha is None:
-                alpha = self.eps * (1.875 / max(self.steps, 1))
-            threat = Threat.around(x, self.norm, self.eps, alpha, self.clip_min, self.clip_max, descend=self.targeted)
-            x = threat.admit(x, self.check_inputs)
             if len(x) == 0 or self.steps == 0 or not bool(threat.eps.any()):
                 live = LiveRows(x, 0)
                 live.finish(x.clone())
@@ -134,12 +132,21 @@ class Attack:
 
     perturb = __call__
 
+    def _threat(self, x: Tensor) -> Threat:
+        alpha = self.alpha
+        if alpha is None:
+            number_or_tensor("eps", self.eps)
+            alpha = self.eps * (1.875 / max(self.steps, 1))
+        return Threat.around(x, self.norm, self.eps, alpha, self.clip_min, self.clip_max, descend=self.targeted)
+
     def _run(self, threat: Threat, x: Tensor, y: Tensor | None, seed: Tensor, sample_ids: Tensor | None) -> LiveRows:
         with attacked(self.model, x) as logits:
             predicting = y is None
             if y is None:
-                y = logits(x).argmax(dim=1)
-            judge = self._judge(y, lambda z: warn_of_probabilities(self.model, z), self.check_inputs)
+                y = logits(x.clone()).argmax(dim=1)  # a clone: a model may edit its input in place
+            name, other = loss_of(self.loss)
+            cut = None if self.c is None else cut_of(self.c)
+            judge = Judge(y, cut, name, other, lambda z: warn_of_probabilities(self.model, z), self.check_inputs)
 
             def noise(ids: Tensor | None) -> Tensor:
                 if self.rule.random_start:
@@ -159,7 +166,9 @@ class SENSE(Attack):
     frozen parameters and comes back exactly as it was, also after an exception.
 
     Args:
-        model: a callable (or module) from (N, ...) to logits (N, C), or to an object with ``.logits``.
+        model: a module from (N, ...) to logits (N, C), or to an object with ``.logits``. A bound method of a module and
+            a functools.partial of one count as that module; any other callable is called as it is, and the modules
+            inside it keep the mode they are in.
         eps: radius in the units of x; a float, or (N,), one per sample.
         alpha: step in the units of x; a float, (N,), or None for 1.875 * eps / steps.
         steps: K >= 0. eps = 0 or steps = 0 returns x, without noise.
@@ -174,7 +183,7 @@ class SENSE(Attack):
         decide_at: where that is decided: at the noisy "start", or at "clean" x, with one more forward.
         truncate: False keeps ignored rows ignored and truncates nothing (the paper's warm-up epochs).
         clip_min, clip_max: the box; a float, (C,) for one value per channel (dimension 1), or None.
-        check_inputs: False skips the look at x and y values (one wait on an accelerator).
+        check_inputs: False skips the look at x and y values, which waits for an accelerator.
 
     Source: Kim & Wang, "Robust Sensible Adversarial Learning of Deep Neural Networks for Image Classification",
     arXiv 2205.10457.
@@ -283,4 +292,4 @@ def _seed(seed: int | Tensor | None, generator: torch.Generator | None, device: 
         if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
             raise ValueError(f"seed: expected an integer in [-2**63, 2**63), got {seed!r}")
         return torch.tensor(seed, dtype=torch.int64, device=device)
-    return torch.empty((), dtype=torch.int64).random_(generator=generator).to(device)
+    return torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator).to(device)

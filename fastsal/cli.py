@@ -14,6 +14,7 @@ from torch import nn
 from fastsal import data, doctor, models, plots, runs
 from fastsal.attack import PGD
 from fastsal.data.augment import parse
+from fastsal.data.sources import lasting
 from fastsal.evaluate import evaluate
 from fastsal.methods import METHODS
 from fastsal.train import TrainingDiverged, train
@@ -32,8 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fastsal: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, TypeError, ImportError, OSError, NotImplementedError, TrainingDiverged) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         print(f"fastsal: error: {error}", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:  # torch's own, such as a device without memory left: the first line
+        first = str(error).strip().partition("\n")[0]
+        print(f"fastsal: error: {type(error).__name__}: {first}", file=sys.stderr)
         return 1
 
 
@@ -44,6 +49,8 @@ def _train(args: argparse.Namespace) -> int:
     folder = Path(args.out)
     if (folder / runs.CONFIG).exists() and not args.overwrite:
         raise ValueError(f"--out: expected a folder without a run, got {folder}; pass --overwrite to replace it")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out: expected a folder, got the file {folder}")
     dataset = data.load(args.data)
     shape = _shape(dataset)
     torch.manual_seed(args.seed)
@@ -60,10 +67,10 @@ def _train(args: argparse.Namespace) -> int:
     )
     test = None if dataset.test is None else dataset.test.loader(args.batch_size, device=args.device)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (runs.HISTORY, runs.REPORT, runs.MODEL, runs.CURVES, runs.EXAMPLES):
-        (folder / name).unlink(missing_ok=True)  # an earlier run's, which --overwrite gave up
+    runs.clear(folder)  # of an earlier run, which --overwrite gave up
     config = {key: value for key, value in vars(args).items() if key not in ("run", "command", "overwrite")}
-    runs.write_config(folder, {**config, "shape": shape})
+    config |= {"data": lasting(args.data), "shape": shape, "completed": False}
+    runs.write_config(folder, config)
 
     diverged: TrainingDiverged | None = None
     try:
@@ -97,6 +104,7 @@ def _train(args: argparse.Namespace) -> int:
     if result.interrupted:
         print(f"fastsal: interrupted; weights and history so far are in {folder}", file=sys.stderr)
         return INTERRUPTED
+    runs.write_config(folder, config | {"completed": True})
     if test is None:
         print(f"{dataset.name} has no test split: nothing to evaluate. Written to {folder}")
         return 0
@@ -109,6 +117,8 @@ def _shape(dataset: data.Dataset) -> dict[str, int]:
     channels, height, width = dataset.image_shape
     if height != width:
         raise ValueError(f"--data: expected square images, got {height} x {width}")
+    if dataset.num_classes < 2:
+        raise ValueError(f"--data: expected at least 2 classes, got {dataset.num_classes}")
     return {"num_classes": dataset.num_classes, "in_channels": channels, "size": height}
 
 
@@ -127,9 +137,17 @@ def _draw(picture: Callable[..., None], *arguments: Any) -> None:
 
 
 def _report(
-    model: nn.Module, dataset: data.Dataset, config: dict[str, Any], folder: Path, args: argparse.Namespace
+    model: nn.Module,
+    dataset: data.Dataset,
+    config: dict[str, Any],
+    folder: Path,
+    args: argparse.Namespace,
+    other: Sequence[str] = (),
 ) -> None:
-    """Evaluates on the test split, prints the table, writes report.json and examples.png."""
+    """Evaluates on the test split, prints the table, writes report.json and examples.png.
+
+    `other`: the settings that are not the run's own, in words fit for file names; they go into the names.
+    """
     if dataset.test is None:
         raise ValueError(f"--data: expected a data set with a test split, got {dataset.name}")
     device = next(model.parameters()).device
@@ -139,19 +157,22 @@ def _report(
         dataset.test.loader(args.batch_size, device=device),
         config["eps"],
         norm=config["norm"],
-        steps=args.eval_steps,
+        steps=config["eval_steps"],
         progress=not args.quiet,
     )
-    report.save(folder / runs.REPORT)
+    report_path, examples_path = (runs.named(folder / name, other) for name in (runs.REPORT, runs.EXAMPLES))
+    report.save(report_path)
     print(report.table())
     count = min(EXAMPLE_IMAGES, len(dataset.test))
     x, y = next(iter(dataset.test.loader(count, device=device)))
-    alpha = 2.5 * config["eps"] / args.eval_steps
-    x_adv = PGD(model, config["eps"], alpha, args.eval_steps, config["norm"])(x, y, seed=0)
+    steps = config["eval_steps"]
+    x_adv = PGD(model, config["eps"], 2.5 * config["eps"] / steps, steps, config["norm"])(x, y, seed=0)
     with torch.no_grad():
         clean, adversarial = model(x), model(x_adv)
-    title = f"Examples under PGD-{args.eval_steps}: {_title(config)}"
-    _draw(plots.examples, x, x_adv, y, clean, adversarial, dataset.class_names, folder / runs.EXAMPLES, title)
+    title = f"Examples under PGD-{steps}: {_title(config)}"
+    _draw(plots.examples, x, x_adv, y, clean, adversarial, dataset.class_names, examples_path, title)
+    if other:
+        print(f"not the settings of the run ({', '.join(other)}): its {runs.REPORT} stays, this is {report_path.name}")
     print(f"written to {folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
 
 
@@ -162,13 +183,21 @@ def _evaluate(args: argparse.Namespace) -> int:
     folder = Path(args.run_folder)
     config = runs.read_config(folder)
     model = runs.read_model(folder, config).to(args.device)
-    for name in ("eps", "norm", "data"):
-        if getattr(args, name) is not None:
-            config[name] = getattr(args, name)
+    if not config.get("completed", True):
+        print(f"fastsal: warning: the training of {folder} did not end; this is a partial run", file=sys.stderr)
+    other = []
+    for name in ("eps", "norm", "data", "eval_steps"):
+        given = getattr(args, name)
+        if name == "data" and given is not None:
+            given, config[name] = lasting(given), lasting(config[name])
+        if given is not None and given != config[name]:
+            config[name] = given
+            word = Path(given).stem if name == "data" else f"{given:.6g}" if name == "eps" else given
+            other.append(f"{name.replace('_', '-')}-{word}")
     dataset = data.load(config["data"])
     if _shape(dataset) != config["shape"]:
         raise ValueError(f"--data: expected what the model was trained for, {config['shape']}, got {_shape(dataset)}")
-    _report(model, dataset, config, folder, args)
+    _report(model, dataset, config, folder, args, other)
     return 0
 
 
@@ -196,7 +225,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--method", default="sense", choices=list(METHODS), help="how the training loss is made")
     run.add_argument("--out", default="runs/latest", help="folder for everything that is written")
     run.add_argument("--overwrite", action="store_true", help="replace a run that is already in --out")
-    run.add_argument("--eps", type=_positive, default=8 / 255, help="radius, in units of pixels in [0, 1]")
+    run.add_argument(
+        "--eps", type=_positive, default=8 / 255, help="radius, in units of pixels in [0, 1], such as 0.1 or 8/255"
+    )
     run.add_argument(
         "--alpha", type=_positive, default=None, help="attack step, in units of pixels; None is 1.875 eps / steps"
     )
@@ -215,16 +246,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--seed", type=_whole, default=0, help="number >= 0 that fixes weights, order, noise and dropout")
 
-    again = commands.add_parser("evaluate", help="evaluate a trained run again, and rewrite its report", **shows)
+    again = commands.add_parser(
+        "evaluate", help="evaluate a trained run again; other settings get a report of their own", **shows
+    )
     again.set_defaults(run=_evaluate)
     again.add_argument("run_folder", metavar="RUN", help="a folder written by fastsal train")
     again.add_argument("--data", default=None, help="other data: a name or a path (None: the run's own)")
     again.add_argument("--eps", type=_positive, default=None, help="radius in pixels in [0, 1] (None: the run's own)")
     again.add_argument("--norm", default=None, choices=["Linf", "L2"], help="norm (None: the run's own)")
 
+    run.add_argument("--eval-steps", type=_count, default=runs.EVAL_STEPS, help="k of PGD-k in the evaluation")
+    again.add_argument("--eval-steps", type=_count, default=None, help="k of PGD-k (None: the run's own)")
+
     for command in (run, again):
         command.add_argument("--batch-size", type=_count, default=128, help="images per batch")
-        command.add_argument("--eval-steps", type=_count, default=40, help="k of PGD-k in the evaluation")
         command.add_argument("--device", type=_device, default="cpu", help="torch device: cpu, cuda, cuda:1, ...")
         command.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -233,18 +268,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number(text: str, kind: type, accept: Any, expected: str) -> Any:
+def _number(text: str, kind: Callable[[str], Any], accept: Any, expected: str) -> Any:
     try:
         number = kind(text)
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         number = None
     if number is None or not accept(number):
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return number
 
 
+def _fraction(text: str) -> float:
+    """Of a decimal number, or of a fraction such as 8/255."""
+    above, slash, below = text.partition("/")
+    return float(above) / float(below) if slash else float(text)
+
+
 def _positive(text: str) -> float:
-    return float(_number(text, float, lambda v: 0 <= v < float("inf"), "a finite number >= 0"))
+    return float(_number(text, _fraction, lambda v: 0 <= v < float("inf"), "a finite number >= 0"))
 
 
 def _probability(text: str) -> float:
@@ -269,7 +310,15 @@ def _augment(text: str) -> str:
 
 
 def _device(text: str) -> str:
-    return _checked(text, lambda name: torch.empty(0, device=name))
+    try:
+        kind = torch.empty(0, device=text).device.type
+        reason = "it holds no values" if kind == "meta" else ""
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+    if reason:
+        here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise argparse.ArgumentTypeError(f"expected a torch device of this machine ({here}), got {text!r}: {reason}")
+    return text
 
 
 def _checked(text: str, check: Callable[[str], Any]) -> str:

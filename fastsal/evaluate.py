@@ -7,6 +7,7 @@ import math
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from operator import length_hint
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsal.attack import PGD, Attack
+from fastsal.attack import PGD, Attack, _check_batch
 from fastsal.judge import TargetedMargin
 from fastsal.model_view import RandomState, attacked
 from fastsal.progress import bar
-from fastsal.threat import Bound, norm_name, norm_order
+from fastsal.threat import Bound, Threat, norm_name, norm_order
 from fastsal.version import __version__
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+SEEDS = 2**62  # so that the seeds counted up from it are int64 too
 
 _cross_entropy = torch.ops.fastsal.truncated_cross_entropy.default
 
@@ -32,6 +34,7 @@ class Report:
 
     ``robust_accuracy`` has one entry per attack, and ``worst``: rows that survive every attack and are right when
     clean. ``intervals`` are Wilson's, 95 %, for the natural accuracy (``natural``) and each entry.
+    ``nonfinite_gradient_rows`` has, per attack, the rows that met a gradient that was not finite, each counted once.
     """
 
     natural_accuracy: float
@@ -58,6 +61,12 @@ class Report:
                 f"{name:<12} {share:>8.2%}   {low:>7.2%} - {high:<7.2%} {self.counts[name]:>7} of {self.samples}"
             )
         lines.append(f"worst: rows that survive all of the above ({self.note})")
+        lines += [
+            f"{name}: {count} of {self.samples} rows met a gradient that was not finite: the attack is blind there, "
+            "its number is an upper bound"
+            for name, count in self.nonfinite_gradient_rows.items()
+            if count
+        ]
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
@@ -105,11 +114,12 @@ def evaluate(
     Args:
         model: a callable from (N, ...) to logits (N, C), or to an object with ``.logits``; left as it was found.
         loader: iterable of (x, y): x in [clip_min, clip_max], fp32 or fp64; y (N,) int64.
-        eps: radius in the units of x, > 0 or 0.
+        eps: radius in the units of x, finite and >= 0.
         norm: "Linf" or "L2".
         steps: k of PGD-k.
         margin_steps, margin_classes: of margin-T.
-        seed: fixes the noise; row i of the loader's order has sample id i, however batches are cut.
+        seed: an integer in [0, 2**62) that fixes the noise; row i of the loader's order has sample id i, however
+            batches are cut.
         clip_min, clip_max: the box; a float, (C,) for one value per channel, or None.
         progress: a bar over batches.
 
@@ -119,6 +129,10 @@ def evaluate(
     Raises:
         ValueError, TypeError: an argument or a batch out of the contract, naming it; a loader without rows.
     """
+    check_amount("eps", eps)
+    norm = norm_name(norm_order(norm))
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
+        raise ValueError(f"seed: expected an integer in [0, 2**62), got {seed!r}")
     attacks = _attacks(eps, steps, margin_steps, margin_classes)
     options: dict[str, Any] = {"clip_min": clip_min, "clip_max": clip_max}
     counts = dict.fromkeys(["natural", *attacks, "worst"], 0)
@@ -126,13 +140,14 @@ def evaluate(
     samples = 0
     batches = length_hint(loader, 0) or None  # None: it does not say
     for x, y in bar(_placed(model, loader), batches, "evaluate", progress):
+        Threat.around(x, norm, eps, 0.0, clip_min, clip_max).admit(x, True)
         batch = _Batch(model, x, y, samples)
         worst = batch.natural.clone()
         for name, how in attacks.items():
             run = _margin_targeted if name == "margin-T" else _untargeted
             stands = run(batch, how, eps, norm, seed, options)
             counts[name] += int(stands.sum())
-            nonfinite[name] += batch.nonfinite
+            nonfinite[name] += int(batch.nonfinite.sum())
             worst &= stands
         counts["natural"] += int(batch.natural.sum())
         counts["worst"] += int(worst.sum())
@@ -147,7 +162,7 @@ def evaluate(
         intervals={name: wilson(count, samples) for name, count in counts.items()},
         samples=samples,
         eps=float(eps),
-        norm=norm_name(norm_order(norm)),
+        norm=norm,
         attacks=attacks,
         seeds={"noise": seed},
         nonfinite_gradient_rows=nonfinite,
@@ -184,8 +199,13 @@ class _Batch:
         self.model, self.x, self.y = model, x, y
         self.ids = torch.arange(first, first + len(y), device=x.device)
         self.logits = _forward(model, x)
+        check_labels(y, self.logits)
         self.natural = _right(self.logits, y)
-        self.nonfinite = 0  # rows of the last attack that met a gradient that was not finite
+        self.forget()
+
+    def forget(self) -> None:
+        # (N,) bool: rows that met a gradient that was not finite, in any run of the attack at hand
+        self.nonfinite = torch.zeros_like(self.natural)
 
     def attack(self, rows: Tensor, attack: Attack, seed: int) -> Tensor:
         """Which of `rows` (indices) the model still gets right at the end of `attack`."""
@@ -193,7 +213,7 @@ class _Batch:
             return torch.zeros(0, dtype=torch.bool, device=self.x.device)
         x, y = self.x[rows], self.y[rows]
         x_adv, info = attack(x, y, seed=seed, sample_ids=self.ids[rows], return_info=True)
-        self.nonfinite += int(info.nonfinite.sum())
+        self.nonfinite[rows[info.nonfinite]] = True
         return _right(_forward(self.model, x_adv), y)
 
 
@@ -201,7 +221,7 @@ def _untargeted(
     batch: _Batch, how: dict[str, Any], eps: float, norm: object, seed: int, options: dict[str, Any]
 ) -> Tensor:
     attack = PGD(batch.model, eps, how["alpha"], how["steps"], norm, random_start=how["random_start"], **options)
-    batch.nonfinite = 0
+    batch.forget()
     stands = batch.natural.clone()
     rows = stands.nonzero().squeeze(1)
     stands[rows] = batch.attack(rows, attack, seed)
@@ -212,7 +232,7 @@ def _margin_targeted(
     batch: _Batch, how: dict[str, Any], eps: float, norm: object, seed: int, options: dict[str, Any]
 ) -> Tensor:
     """Towards each of the other classes in turn, the likeliest first, on the rows that still stand."""
-    batch.nonfinite = 0
+    batch.forget()
     stands = batch.natural.clone()
     others = batch.logits.scatter(1, batch.y.unsqueeze(1), -math.inf).argsort(dim=1, descending=True, stable=True)
     for place in range(min(how["classes"], others.shape[1] - 1)):
@@ -228,7 +248,9 @@ def accuracy(model: Any, loader: Batches) -> float:
     """Share of rows in [0, 1] that the model, in eval mode, gets right. Left as it was found."""
     right = rows = 0
     for x, y in _placed(model, loader):
-        right += int(_right(_forward(model, x), y).sum())
+        logits = _forward(model, x)
+        check_labels(y, logits)
+        right += int(_right(logits, y).sum())
         rows += len(y)
     if rows == 0:
         raise ValueError("loader: expected at least one row, got none")
@@ -248,11 +270,13 @@ def robust_accuracy(
     clip_max: Bound = 1.0,
 ) -> float:
     """Share in [0, 1] of the first `rows` rows that PGD (2.5 eps / steps a step) leaves right. A quick look only."""
+    check_amount("eps", eps)
     right = seen = 0
     how = {"alpha": 2.5 * eps / steps, "steps": steps, "random_start": True}
     for x, y in _placed(model, loader):
         if rows is not None:
             x, y = x[: rows - seen], y[: rows - seen]
+        Threat.around(x, norm, eps, 0.0, clip_min, clip_max).admit(x, True)
         batch = _Batch(model, x, y, seen)
         stands = _untargeted(batch, how, eps, norm, seed, {"clip_min": clip_min, "clip_max": clip_max})
         right, seen = right + int(stands.sum()), seen + len(y)
@@ -274,7 +298,35 @@ def _right(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _placed(model: Any, loader: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches on the device of the model."""
+    """Batches on the device of the model, checked."""
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    for x, y in loader:
-        yield (x, y) if parameter is None else (x.to(parameter.device), y.to(parameter.device))
+    for batch in loader:
+        yield checked_pair(batch, None if parameter is None else parameter.device)
+
+
+def checked_pair(batch: Any, device: torch.device | None) -> tuple[Tensor, Tensor]:
+    """(x, y) of a loader's batch, on `device` (None: where they are), or one clear error."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        parts = f" of {', '.join(type(part).__name__ for part in batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise TypeError(f"loader: expected batches (x, y) of two tensors, got {type(batch).__name__}{parts}")
+    x, y = batch if device is None else (part.to(device) for part in batch)
+    _check_batch(x, y, None, False)
+    return x, y
+
+
+def check_amount(name: str, value: Any) -> None:
+    """A number, finite and >= 0, or one clear error."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise TypeError(f"{name}: expected a float, got {got}")
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name}: expected finite and >= 0, got {value!r}")
+
+
+def check_labels(y: Tensor, logits: Tensor) -> None:
+    """Labels y (N,) are classes of logits (N, C), or one clear error."""
+    if not len(y):
+        return
+    low, high = (int(edge) for edge in torch.aminmax(y))
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(f"y: expected labels in [0, {logits.shape[1]}), the classes of the model, got {low} to {high}")

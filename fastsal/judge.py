@@ -73,14 +73,12 @@ class Judge:
             )
 
 
-def judge_of(loss: object, cut: float | None) -> Callable[[Tensor, Callable[[Tensor], None], bool], Judge]:
-    """A maker of judges for the loss called `loss`, or one clear error."""
+def loss_of(loss: object) -> tuple[str, Tensor | None]:
+    """(name, class held against y) of the loss that a user asked for, or one clear error."""
     if isinstance(loss, TargetedMargin):
-        name, other = "margin", loss.other
-    elif isinstance(loss, str) and loss in ("ce", "margin"):
-        name, other = loss, None
-    elif callable(loss) or (isinstance(loss, str) and loss in NOT_YET):
+        return "margin", loss.other
+    if isinstance(loss, str) and loss in ("ce", "margin"):
+        return loss, None
+    if callable(loss) or (isinstance(loss, str) and loss in NOT_YET):
         raise NotImplementedError(f"loss: {loss!r} is not yet built, expected 'ce' or 'margin'")
-    else:
-        raise ValueError(f"loss: expected 'ce' or 'margin', got {loss!r}")
-    return lambda y, at_first_sight, check: Judge(y, cut, name, other, at_first_sight, check)
+    raise ValueError(f"loss: expected 'ce' or 'margin', got {loss!r}")

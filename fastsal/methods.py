@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fastsal.attack import PGD, SENSE
+from fastsal.evaluate import check_labels
 from fastsal.live import AttackInfo
 from fastsal.threat import Bound
 
@@ -41,7 +42,7 @@ class Outer:
 def natural(model: Any, x: Tensor, y: Tensor, settings: Settings, epoch: int, seed: int) -> Outer:
     """Plain cross-entropy on clean inputs."""
     logits = _logits(model, x)
-    return Outer(cross_entropy(logits, y), logits, None)
+    return Outer(_loss(logits, y), logits, None)
 
 
 def pgd(model: Any, x: Tensor, y: Tensor, settings: Settings, epoch: int, seed: int) -> Outer:
@@ -78,10 +79,16 @@ def _on_adversaries(model: Any, attacked: tuple[Tensor, AttackInfo], x: Tensor, 
     """Cross-entropy on every returned row, ignored ones included, and `natural_weight` times that of clean x."""
     x_adv, info = attacked
     logits = _logits(model, x_adv)
-    loss = cross_entropy(logits, y)
+    loss = _loss(logits, y)
     if settings.natural_weight:
-        loss = loss + settings.natural_weight * cross_entropy(_logits(model, x), y)
+        loss = loss + settings.natural_weight * _loss(_logits(model, x), y)
     return Outer(loss, logits, info)
+
+
+def _loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy; a label that is no class is an error, -100 as well, which torch would leave out."""
+    check_labels(y, logits)
+    return cross_entropy(logits, y)
 
 
 def _logits(model: Any, x: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ Nothing of the user's model may differ after an attack, however the attack ends:
 
 from __future__ import annotations
 
+import functools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import TracebackType
+from contextlib import ExitStack, contextmanager
+from types import MethodType, TracebackType
 from typing import Any
 
 import torch
@@ -22,12 +23,13 @@ _warned_of_probabilities: weakref.WeakSet[Any] = weakref.WeakSet()
 class RandomState:
     """The global random state (CPU, and CUDA when x lives there), restored on leaving.
 
-    After :meth:`keep` a normal exit restores the state of that moment; an exception always restores the state of the
-    beginning, so that a failed attack has drawn nothing.
+    After :meth:`keep` a normal exit restores the state of that moment. An exception always restores the state of the
+    beginning, and that of `generator`, so that a failed attack has drawn nothing.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, generator: torch.Generator | None = None) -> None:
         self._device = device if device.type == "cuda" else None
+        self._generator = generator
 
     def _read(self) -> tuple[Tensor, Tensor | None]:
         on_device = None if self._device is None else torch.cuda.get_rng_state(self._device)
@@ -35,6 +37,7 @@ class RandomState:
 
     def __enter__(self) -> RandomState:
         self._begin = self._kept = self._read()
+        self._own = None if self._generator is None else self._generator.get_state()
         return self
 
     def keep(self) -> None:
@@ -45,8 +48,10 @@ class RandomState:
     ) -> None:
         cpu, on_device = self._kept if kind is None else self._begin
         torch.set_rng_state(cpu)
-        if on_device is not None:
-            torch.cuda.set_rng_state(on_device, self._device)  # type: ignore[arg-type]
+        if on_device is not None and self._device is not None:
+            torch.cuda.set_rng_state(on_device, self._device)
+        if kind is not None and self._generator is not None and self._own is not None:
+            self._generator.set_state(self._own)
 
 
 def unwrapped(model: Any) -> Any:
@@ -56,6 +61,15 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
+def _module_of(model: Any) -> nn.Module | None:
+    """The module behind a callable: itself, the owner of a bound method, or what a functools.partial calls."""
+    while isinstance(model, functools.partial):
+        model = model.func
+    if isinstance(model, MethodType):
+        model = model.__self__
+    return model if isinstance(model, nn.Module) else None
+
+
 @contextmanager
 def attacked(model: Any, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
     """A function from inputs like x to logits, for as long as the context lasts.
@@ -63,55 +77,77 @@ def attacked(model: Any, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
     Flags are set attribute by attribute: an overridden ``train()`` is the user's code and has no business here.
     """
     inner = unwrapped(model)
-    modules = list(inner.modules()) if isinstance(inner, nn.Module) else []
-    parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+    module = _module_of(inner)
+    modules = [] if module is None else list(module.modules())
+    parameters = [] if module is None else list(module.parameters())
     cast = _check_model(inner, parameters, x)
-    training = [m for m in modules if m.training]
-    trainable = {id(p): p for p in parameters if p.requires_grad}.values()
-    grads = [(p, p.grad) for p in parameters]
-    buffers = _Buffers(modules)
-    try:
-        for module in training:
-            module.training = False
-        for parameter in trainable:
-            parameter.requires_grad_(False)
+    with ExitStack() as put_back:  # in reverse order, each whatever happens to the others
+        put_back.callback(_put_back_buffers, _kept_buffers(modules))
+        for parameter in parameters:
+            put_back.callback(_put_back_parameter, parameter, parameter.requires_grad, parameter.grad)
+            if parameter.requires_grad and parameter.is_leaf:
+                parameter.requires_grad_(False)
+        for part in modules:
+            put_back.callback(setattr, part, "training", part.training)
+            if part.training:
+                part.training = False
         yield lambda z: _logits(inner(z if cast is None else z.to(cast)), z.shape[0])
-    finally:
-        for module in modules:
-            module.training = False
-        for module in training:
-            module.training = True
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for parameter, grad in grads:
-            parameter.grad = grad
-        buffers.restore()
 
 
-class _Buffers:
-    """Copies of all buffers; put back where the forward wrote to one or replaced it."""
+def _put_back_parameter(parameter: nn.Parameter, requires_grad: bool, grad: Tensor | None) -> None:
+    if parameter.requires_grad != requires_grad:
+        parameter.requires_grad_(requires_grad)
+    if parameter.grad is not grad:
+        parameter.grad = grad
 
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self._kept = [
-            (module, name, buffer, None if buffer.is_inference() else buffer._version, buffer.clone())
-            for module in modules
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
 
-    def restore(self) -> None:
-        for module, name, buffer, version, copy in self._kept:
-            if version is None or buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(copy)
-            if module._buffers.get(name) is not buffer:
+KeptBuffers = list[tuple[nn.Module, dict[str, Any], dict[str, Tensor]]]
+
+
+def _kept_buffers(modules: list[nn.Module]) -> KeptBuffers:
+    """Per module: its buffers, and copies of what they hold."""
+    kept: KeptBuffers = []
+    for module in modules:
+        buffers = dict(module._buffers.items())
+        copies = {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}
+        kept.append((module, buffers, copies))
+    return kept
+
+
+def _put_back_buffers(kept: KeptBuffers) -> None:
+    """Undoes what the forward wrote to a buffer, and every buffer that it replaced or added.
+
+    A buffer is written only where its contents differ: writing would spoil a graph that has saved it.
+    """
+    pairs = [(buffers[name], copy) for _, buffers, copies in kept for name, copy in copies.items()]
+    if pairs:
+        differs = torch.stack([_differs(*pair).to(pairs[0][0].device) for pair in pairs]).tolist()
+        for (buffer, copy), changed in zip(pairs, differs, strict=True):
+            if changed:
+                buffer.copy_(copy)
+    for module, buffers, _ in kept:
+        now = dict(module._buffers.items())
+        for name in now.keys() - buffers.keys():
+            del module._buffers[name]
+        for name, buffer in buffers.items():
+            if name not in now or now[name] is not buffer:
                 module._buffers[name] = buffer
+
+
+def _differs(buffer: Tensor, copy: Tensor) -> Tensor:
+    """Whether any element differs, where NaN equals NaN."""
+    return ((buffer != copy) & ~((buffer != buffer) & (copy != copy))).any()
 
 
 def _check_model(model: Any, parameters: list[nn.Parameter], x: Tensor) -> torch.dtype | None:
     """Refuses a model on another device or precision than x; names the dtype that a 16-bit model wants x cast to."""
     if not callable(model):
         raise TypeError(f"model: expected a callable that returns logits, got {type(model).__name__}")
+    if any(p.is_inference() for p in parameters):
+        raise ValueError(
+            "model: expected parameters made outside torch.inference_mode(), got inference tensors, which autograd "
+            "cannot use"
+        )
     devices = {p.device for p in parameters}
     if devices and x.device not in devices:
         found = ", ".join(sorted(map(str, devices)))
@@ -156,7 +192,7 @@ def warn_of_probabilities(model: Any, logits: Tensor) -> None:
         warnings.warn(
             "model: expected logits, got rows that are >= 0 and sum to 1, like probabilities. An attack on "
             "probabilities is weaker than it looks: return the layer before the softmax",
-            stacklevel=5,
+            stacklevel=7,
         )
         if inner is not None:
             _warned_of_probabilities.add(inner)

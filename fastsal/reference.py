@@ -39,9 +39,11 @@ def round_up_sum(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(error > 0, torch.nextafter(s, torch.full_like(s, math.inf)), s)
 
 
-def margin(dtype: torch.dtype) -> float:
-    """What an L2 radius is multiplied by, so that rounding in the norm cannot carry a point out of the ball."""
-    return 1 - 2.0**-48 if dtype == torch.float64 else 1 - 2.0**-20
+def inner_radius(eps: Tensor) -> Tensor:
+    """The L2 radius to aim at, in float64: short of eps by a margin, so that rounding in a norm cannot carry a point
+    out of the ball. Where eps is too small for float64 to hold the margin, nothing moves."""
+    inner = eps.double() * (1 - 2.0**-48 if eps.dtype == torch.float64 else 1 - 2.0**-20)
+    return torch.where(inner < 2.0**-960, 0.0, inner)
 
 
 def add_towards(x: Tensor, delta: Tensor) -> Tensor:
@@ -159,8 +161,8 @@ def random_start(
     normal = torch.stack((length * torch.cos(angle), length * torch.sin(angle)), dim=-1).flatten(1)[:, :size]
     end = philox(seed, torch.full((1,), RADIUS_BLOCK, device=x.device), keys)[:, 0, 0]
     reach = uniform(end, torch.float64) ** (1 / max(size, 1))
-    factor = reach / torch.linalg.vector_norm(normal, dim=1) * margin(x.dtype)
-    delta = (normal * factor.unsqueeze(1)).view(rows.shape) * radius.double()
+    factor = reach / torch.linalg.vector_norm(normal, dim=1)
+    delta = (normal * factor.unsqueeze(1)).view(rows.shape) * inner_radius(radius)
     return (_clamp(add_towards(rows, delta), low, high),)
 
 
@@ -207,7 +209,7 @@ def pgd_step(
     unit, norm = _row_norm(ascent)
     delta = (here.double() - clean.double()) + step.double() * (ascent / unit / torch.where(norm > 0, norm, 1.0))
     unit, norm = _row_norm(delta)
-    length, limit = unit * norm, radius.double() * margin(x.dtype)
+    length, limit = unit * norm, inner_radius(radius)
     scale = torch.where(length > limit, limit / torch.where(length > 0, length, 1.0), 1.0)
     return _clamp(add_towards(clean, delta * scale), low, high), nonfinite
 

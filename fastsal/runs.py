@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,25 @@ from fastsal.version import __version__
 
 CONFIG, HISTORY, REPORT, MODEL = "config.json", "history.csv", "report.json", "model.pt"
 CURVES, EXAMPLES = "curves.png", "examples.png"
+EVAL_STEPS = 40  # k of PGD-k in the report, if a run says nothing else
 
 
 class RunError(ValueError):
     """A folder that is not a run, or holds a damaged one; says what was looked for and where."""
+
+
+def named(path: Path, words: Sequence[str]) -> Path:
+    """`path` with words after its stem, joined by hyphens: report.json and ["eps-0.2"] give report-eps-0.2.json."""
+    return path.with_name("-".join([path.stem, *words]) + path.suffix)
+
+
+def clear(folder: Path) -> None:
+    """Removes the files of a run, and the reports and pictures of its other evaluations."""
+    for name in (HISTORY, REPORT, MODEL, CURVES, EXAMPLES):
+        (folder / name).unlink(missing_ok=True)
+    for name in (REPORT, EXAMPLES):
+        for path in folder.glob(named(Path(name), ["*"]).name):
+            path.unlink()
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
@@ -71,7 +87,36 @@ def read_config(folder: Path) -> dict[str, Any]:
     wanted = {"model", "data", "method", "c", "eps", "norm", "shape"}
     if not isinstance(config, dict) or not wanted <= config.keys():
         raise RunError(f"{path}: expected the settings of a run ({', '.join(sorted(wanted))}), got others")
+    config.setdefault("eval_steps", EVAL_STEPS)
+    _check_config(path, config)
     return config
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    """Names the key that was changed by hand into what no run writes."""
+
+    def is_number(value: object, kinds: type | tuple[type, ...]) -> bool:
+        return isinstance(value, kinds) and not isinstance(value, bool)
+
+    def check(name: str, value: object, good: bool, expected: str) -> None:
+        if not good:
+            raise RunError(f"{path}: {name}: expected {expected}, got {value!r}")
+
+    for name in ("model", "data", "method"):
+        check(name, config[name], isinstance(config[name], str), "a text")
+    check("model", config["model"], config["model"] in models.names(), f"one of {', '.join(models.names())}")
+    check("norm", config["norm"], config["norm"] in ("Linf", "L2"), "Linf or L2")
+    for name, top in (("eps", math.inf), ("c", 1.0)):
+        value = config[name]
+        good = is_number(value, (int, float)) and 0 <= value <= top and math.isfinite(value)
+        check(name, value, good, "a finite number >= 0" if top == math.inf else "a probability in [0, 1]")
+    steps = config["eval_steps"]
+    check("eval_steps", steps, is_number(steps, int) and steps >= 1, "a whole number >= 1")
+    shape = config["shape"]
+    keys = {"num_classes", "in_channels", "size"}
+    check("shape", shape, isinstance(shape, dict) and shape.keys() == keys, f"an object of {', '.join(sorted(keys))}")
+    for name, value in shape.items():
+        check(f"shape.{name}", value, is_number(value, int) and value >= 1, "a whole number >= 1")
 
 
 def read_model(folder: Path, config: dict[str, Any]) -> nn.Module:

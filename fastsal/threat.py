@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ def norm_order(norm: object) -> float:
     """The order p of a norm given as "Linf", "L2" (any case), np.inf or 2; L1 is not yet there."""
     named = {"linf": math.inf, "inf": math.inf, "l2": 2.0, "2": 2.0, "l1": 1.0, "1": 1.0}
     p = named.get(norm.lower()) if isinstance(norm, str) else None
-    if isinstance(norm, (int, float)) and not isinstance(norm, bool):
+    if isinstance(norm, numbers.Real) and not isinstance(norm, bool):
         p = float(norm)
     if p == 1.0:
         raise NotImplementedError(f"norm: L1 is not yet built, expected 'Linf' or 'L2', got {norm!r}")
@@ -37,10 +38,12 @@ def norm_name(p: float) -> str:
 
 def cut_of(c: float | None) -> float:
     """The truncation -log(c). None: never (inf, and NaN aside nothing is over); 1: always (nothing can be sure)."""
-    if c is None or c == 0:
+    if c is None:
         return math.inf
-    if not 0 <= c <= 1:
+    if isinstance(c, bool) or not isinstance(c, numbers.Real) or not 0 <= c <= 1:
         raise ValueError(f"c: expected None or a probability in [0, 1], got {c!r}")
+    if c == 0:
+        return math.inf
     return -math.inf if c == 1 else -math.log(c)
 
 
@@ -51,8 +54,16 @@ def _round(value: Tensor, dtype: torch.dtype, towards: float) -> Tensor:
     return torch.where(beyond, torch.nextafter(rounded, torch.full_like(rounded, towards)), rounded)
 
 
+def number_or_tensor(name: str, value: object) -> None:
+    """Refuses what is neither a number nor a tensor of numbers."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number and not (isinstance(value, Tensor) and not value.is_complex() and value.dtype != torch.bool):
+        raise TypeError(f"{name}: expected a number or a tensor of numbers, got {value!r}")
+
+
 def _values(name: str, value: float | Tensor, count: int, unit: str, device: torch.device) -> Tensor:
     """A float, or one value per sample or channel, as a float64 vector of length 1 or `count`."""
+    number_or_tensor(name, value)
     given = torch.as_tensor(value, dtype=torch.float64, device=device).detach()
     if given.dim() > 1 or (given.dim() == 1 and given.shape[0] not in (1, count)):
         raise ValueError(f"{name}: expected a float or shape ({count},), one per {unit}, got {tuple(given.shape)}")

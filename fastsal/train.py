@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsal.evaluate import accuracy, robust_accuracy
+from fastsal.evaluate import accuracy, check_amount, checked_pair, robust_accuracy
 from fastsal.methods import METHODS, Settings
 from fastsal.progress import bar
-from fastsal.threat import Bound
+from fastsal.threat import Bound, cut_of, norm_order
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -41,6 +41,14 @@ class TrainResult:
     model: Any
     history: list[dict[str, Any]] = field(default_factory=list)
     interrupted: bool = False
+
+
+class TrainingStopped(ValueError):
+    """A loader could not go on after some training. The model holds what it learnt; ``result`` has the history."""
+
+    def __init__(self, message: str, result: TrainResult) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class TrainingDiverged(RuntimeError):
@@ -88,8 +96,9 @@ def train(
         epochs: passes over the loader.
         lr, weight_decay: of the default optimizer, SGD with Nesterov momentum 0.9.
         optimizer: yours instead; lr and weight_decay are then not used.
-        scheduler: of your optimizer, stepped once per epoch. With an optimizer of yours nothing else changes the
-            learning rate; without one it rises for a tenth of the run and then falls linearly towards zero.
+        scheduler: of your optimizer; its step() is called once per epoch, without arguments. With an optimizer of
+            yours nothing else changes the learning rate; without one it rises for a tenth of the run and then falls
+            linearly towards zero.
         eval_loader: re-iterable of (x, y); accuracies on it are taken after every epoch.
         eval_rows: how many of its images the PGD-10 accuracy of the curve uses.
         seed: fixes noise, dropout and all else that is drawn here; the global random state is then left alone.
@@ -101,20 +110,12 @@ def train(
     Raises:
         TrainingDiverged: the loss or the weights were not finite; says where, and the model holds its last good
             state.
-        ValueError: an argument out of range, or a loader without batches, naming it.
+        TrainingStopped: a ValueError; `loader` has no batches left for a later epoch, or `eval_loader` failed.
+        ValueError, TypeError: an argument or a batch out of the contract, or a loader without batches, naming it.
     """
-    if method not in METHODS:
-        raise ValueError(f"method: expected {', '.join(map(repr, METHODS))}, got {method!r}")
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs: expected an integer >= 1, got {epochs!r}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps: expected an integer >= 0, got {steps!r}")
-    if isinstance(eval_rows, bool) or not isinstance(eval_rows, int) or eval_rows < 1:
-        raise ValueError(f"eval_rows: expected an integer >= 1, got {eval_rows!r}")
-    if scheduler is not None and optimizer is None:
-        raise ValueError("scheduler: expected the optimizer it belongs to as well, got optimizer=None")
-    make_loss = METHODS[method]
     settings = Settings(eps, alpha, steps, c, norm, warmup_epochs, natural_weight, clip_min, clip_max)
+    _check(model, method, settings, epochs, eval_rows, optimizer, scheduler)
+    make_loss = METHODS[method]
     device = next(model.parameters()).device
     schedule = optimizer is None
     if optimizer is None:
@@ -143,8 +144,10 @@ def train(
                 shown = bar(loader, batches, f"epoch {epoch + 1}/{epochs}", progress)
                 model.train()
                 try:
-                    for index, (x, y) in enumerate(shown):
-                        x, y = x.to(device), y.to(device)
+                    for index, batch in enumerate(shown):
+                        x, y = checked_pair(batch, device)
+                        if not len(y):
+                            raise ValueError(f"x: expected at least one row in a batch, got shape {tuple(x.shape)}")
                         if schedule:
                             along = (epoch + (min((index + 0.5) / batches, 1.0) if batches else 0.5)) / epochs
                             for group, top in zip(optimizer.param_groups, peak, strict=True):
@@ -165,17 +168,21 @@ def train(
                     if tally.images:
                         result.history.append(tally.row(epoch + 1, optimizer.param_groups[0]["lr"]))
                 if not tally.images:
-                    raise ValueError(f"loader: expected batches in epoch {epoch + 1}, got none (is it re-iterable?)")
+                    message = f"loader: expected batches in epoch {epoch + 1}, got none (is it re-iterable?)"
+                    raise TrainingStopped(message, result) if result.history else ValueError(message)
                 if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
                     raise diverged(f"the weights are not finite after epoch {epoch + 1}, batch {index + 1}")
                 if scheduler is not None:
                     scheduler.step()
                 if eval_loader is not None:
                     row = result.history[-1]
-                    row["natural_accuracy"] = accuracy(model, eval_loader)
-                    row["robust_accuracy"] = robust_accuracy(
-                        model, eval_loader, eps, norm=norm, rows=eval_rows, clip_min=clip_min, clip_max=clip_max
-                    )
+                    try:
+                        row["natural_accuracy"] = accuracy(model, eval_loader)
+                        row["robust_accuracy"] = robust_accuracy(
+                            model, eval_loader, eps, norm=norm, rows=eval_rows, clip_min=clip_min, clip_max=clip_max
+                        )
+                    except (RuntimeError, TypeError, ValueError) as error:
+                        raise TrainingStopped(f"eval_loader, after epoch {epoch + 1}: {error}", result) from error
                     if progress:
                         shown.write(
                             f"epoch {epoch + 1}/{epochs}: natural {row['natural_accuracy']:.1%}, "
@@ -188,6 +195,39 @@ def train(
             for module, flag in training:
                 module.training = flag
     return result
+
+
+def _check(
+    model: Any, method: str, settings: Settings, epochs: int, eval_rows: int, optimizer: Any, scheduler: Any
+) -> None:
+    """Refuses what would fail later, or not at all; the attack's own settings for every method."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("model: expected at least one parameter with requires_grad=True, got none")
+    if method not in METHODS:
+        raise ValueError(f"method: expected {', '.join(map(repr, METHODS))}, got {method!r}")
+    for name, value, least in (
+        ("epochs", epochs, 1),
+        ("steps", settings.steps, 0),
+        ("warmup_epochs", settings.warmup_epochs, 0),
+        ("eval_rows", eval_rows, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+    check_amount("eps", settings.eps)
+    if settings.alpha is not None:
+        check_amount("alpha", settings.alpha)
+    check_amount("natural_weight", settings.natural_weight)
+    cut_of(settings.c)
+    norm_order(settings.norm)
+    if scheduler is None:
+        return
+    if optimizer is None:
+        raise ValueError("scheduler: expected the optimizer it belongs to as well, got optimizer=None")
+    alone = callable(getattr(scheduler, "step", None))
+    if not alone or isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise TypeError(f"scheduler: expected one with a step() without arguments, got {type(scheduler).__name__}")
 
 
 def _copy_state(model: nn.Module, into: dict[str, Any]) -> None:

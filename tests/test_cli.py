@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import fastsal
+from benchmarks import compare
 from fastsal import cli, runs
 from fastsal.cli import main
 from fastsal.methods import METHODS
@@ -87,8 +88,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def report(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+def report(folder: Path, name: str = "report.json") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
     return found
 
 
@@ -106,6 +107,7 @@ def test_train_writes_everything_and_nothing_else(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == FILES
     config = json.loads((finished / "config.json").read_text(encoding="utf-8"))
     assert config["method"] == "sense" and config["eps"] == 0.05 and config["c"] == 0.5 and config["seed"] == 0
+    assert config["completed"] is True
     assert config["shape"] == {"num_classes": 10, "in_channels": 1, "size": 16}
     assert {"fastsal", "torch", "python"} <= config["versions"].keys()
 
@@ -265,7 +267,9 @@ def test_ctrl_c_keeps_what_was_done(
     kept = {"config.json", "model.pt"} | ({"history.csv", "curves.png"} if epochs else set())
     assert {path.name for path in tmp_path.iterdir()} == kept
     assert (len(rows(tmp_path)) if epochs else 0) == epochs
-    assert main(["evaluate", str(tmp_path), "--eval-steps", "1", "--quiet"]) == 0  # what is kept can be used
+    assert main(["evaluate", str(tmp_path), "--quiet"]) == 0  # what is kept can be used
+    assert "a partial run" in one_line(capsys.readouterr().err)
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["completed"] is False
 
 
 def test_ctrl_c_in_the_evaluation_keeps_the_training(
@@ -346,18 +350,75 @@ def test_evaluate_reproduces_the_report(run: Path, capsys: pytest.CaptureFixture
     assert f"{before['natural_accuracy']:.2%}" in capsys.readouterr().out
 
 
-def test_evaluate_takes_another_radius_norm_and_data(run: Path, data: Path, room: Path) -> None:
+def test_evaluate_of_other_settings_leaves_the_report_of_the_run(
+    run: Path, data: Path, room: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arrays = dict(np.load(data))
     arrays["x_test"], arrays["y_test"] = arrays["x_test"][:12], arrays["y_test"][:12]
     other = room / "other.npz"
     np.savez(other, **arrays)
     command = ["evaluate", str(run), "--eval-steps", "2", "--quiet"]
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert main([*command, "--eps", "0"]) == 0
-    found = report(run)
+    found = report(run, "report-eps-0-eval-steps-2.json")
     assert set(found["robust_accuracy"].values()) == {found["natural_accuracy"]}
     assert main([*command, "--norm", "L2", "--eps", "0.5", "--data", str(other)]) == 0
-    found = report(run)
+    found = report(run, "report-eps-0.5-norm-L2-data-other-eval-steps-2.json")
     assert (found["norm"], found["eps"], found["samples"]) == ("L2", 0.5, 12)
+    said = capsys.readouterr().out
+    assert "not the settings of the run (eps-0, eval-steps-2): its report.json stays" in said
+    assert before.items() <= {path.name: path.read_bytes() for path in run.iterdir()}.items()
+    assert {path.name for path in run.glob("examples-*")} == {
+        "examples-eps-0-eval-steps-2.png",
+        "examples-eps-0.5-norm-L2-data-other-eval-steps-2.png",
+    }
+
+
+def test_evaluate_with_the_settings_of_the_run_spelled_out_is_its_report(run: Path, data: Path) -> None:
+    before = report(run)
+    (run / "report.json").unlink()
+    again = os.path.relpath(data)
+    assert main(["evaluate", str(run), "--eps", "0.05", "--norm", "Linf", "--data", again, "--quiet"]) == 0
+    assert report(run) == before
+    assert {path.name for path in run.iterdir()} == FILES
+
+
+def test_overwriting_a_run_removes_its_other_reports(run: Path, data: Path) -> None:
+    (run / "report-eps-0.2.json").touch()
+    (run / "examples-eps-0.2.png").touch()
+    command = ["train", "--data", str(data), *SMALL, "--method", "natural", "--epochs", "1", "--out", str(run)]
+    assert main([*command, "--quiet", "--overwrite"]) == 0
+    assert {path.name for path in run.iterdir()} == FILES
+
+
+def test_a_run_in_a_relative_place_can_be_evaluated_from_elsewhere(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data.parent)
+    command = ["train", "--data", data.name, *SMALL, "--method", "natural", "--epochs", "1", "--out", str(tmp_path)]
+    assert main([*command, "--quiet"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", str(tmp_path), "--quiet"]) == 0
+
+
+def test_compare_takes_a_run_only_if_it_ended_and_its_report_is_of_the_settings(tmp_path: Path) -> None:
+    wanted = {"eps": "0.1", "seed": "0"}
+    config = {"eps": 0.1, "seed": 0, "norm": "Linf"}
+    good = {"eps": 0.1, "norm": "Linf", "samples": 2000, "attacks": dict.fromkeys(["FGSM", "PGD-40", "margin-T"])}
+
+    def same(config: dict[str, Any], found: dict[str, Any]) -> bool:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "report.json").write_text(json.dumps(found))
+        return compare._same(tmp_path, wanted)
+
+    assert same(config, good)  # made before there was the mark
+    assert same(config | {"completed": True}, good)
+    assert not same(config | {"completed": False}, good)
+    assert not same(config | {"seed": 1}, good)
+    for fault in ({"eps": 0.2}, {"norm": "L2"}, {"samples": 12}, {"attacks": {"FGSM": {}, "PGD-3": {}}}):
+        assert not same(config, good | fault)
+    (tmp_path / "report.json").unlink()
+    assert not compare._same(tmp_path, wanted)
 
 
 def test_evaluate_refuses_data_of_another_shape(
@@ -408,6 +469,14 @@ def other_json(run: Path) -> None:
     (run / "config.json").write_text('{"name": "something else"}', encoding="utf-8")
 
 
+def edited(name: str, value: Any) -> Any:
+    def edit(run: Path) -> None:
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        (run / "config.json").write_text(json.dumps(config | {name: value}), encoding="utf-8")
+
+    return edit
+
+
 def a_list(run: Path) -> None:
     (run / "config.json").write_text("[]", encoding="utf-8")
 
@@ -425,6 +494,11 @@ def a_list(run: Path) -> None:
         (no_text, r"config\.json: expected JSON"),
         (other_json, r"config\.json: expected the settings of a run"),
         (a_list, r"config\.json: expected the settings of a run"),
+        (edited("eps", "wide"), r"config\.json: eps: expected a finite number >= 0, got 'wide'"),
+        (edited("norm", ["L7"]), r"config\.json: norm: expected Linf or L2, got \['L7'\]"),
+        (edited("model", "mystery"), r"config\.json: model: expected one of .*, got 'mystery'"),
+        (edited("shape", {"size": 16}), r"config\.json: shape: expected an object of in_channels, num_classes, size"),
+        (edited("eval_steps", 0), r"config\.json: eval_steps: expected a whole number >= 1, got 0"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -478,7 +552,9 @@ def test_weights_that_would_run_code_do_not(run: Path, tmp_path: Path, capsys: p
         (["train", "--model", "smal-cnn"], "did you mean 'small-cnn'"),
         (["train", "--norm", "L7"], "--norm"),
         (["train", "--augment", "spin"], "--augment"),
-        (["train", "--device", "toaster"], "--device"),
+        (["train", "--device", "toaster"], "--device: expected a torch device of this machine (cpu"),
+        (["train", "--device", "meta"], "--device: expected a torch device of this machine (cpu"),
+        (["train", "--eps", "8/0"], "--eps: expected a finite number >= 0, got '8/0'"),
         (["train", "--no-such-option"], "--no-such-option"),
         (["evaluate"], "RUN"),
         (["evaluate", "here", "--eval-steps", "x"], "--eval-steps"),
@@ -507,7 +583,28 @@ def test_missing_data_is_one_line_that_says_how_to_get_it(tmp_path: Path, capsys
 
 def test_out_that_is_a_file_is_told(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--data", str(data), *SMALL, "--out", str(data), "--quiet"]) == 1
-    assert data.name in one_line(capsys.readouterr().err)
+    assert "--out: expected a folder, got the file" in one_line(capsys.readouterr().err)
+
+
+def test_a_data_set_of_one_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "one.npz", images=np.zeros((4, 16, 16), np.uint8), labels=np.zeros(4, np.int64))
+    assert main(["train", "--data", str(tmp_path / "one.npz"), *SMALL, "--out", str(tmp_path / "out")]) == 1
+    assert "--data: expected at least 2 classes, got 1" in one_line(capsys.readouterr().err)
+
+
+def test_an_error_of_the_device_is_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore about it")
+
+    monkeypatch.setattr(cli, "train", full)
+    assert main(["train", "--data", str(data), *SMALL, "--out", str(tmp_path), "--quiet"]) == 1
+    assert "OutOfMemoryError: CUDA out of memory." in one_line(capsys.readouterr().err)
+
+
+def test_a_radius_may_be_a_fraction() -> None:
+    assert cli._positive("8/255") == 8 / 255
 
 
 TRAIN_HELP = {

@@ -46,6 +46,13 @@ def test_names_are_found_whatever_their_case_and_hyphens(spelling):
     assert data.load(spelling).name == "fashion-mnist-mini"
 
 
+def test_an_empty_name_is_not_the_working_directory(nowhere):
+    write_idx_set(nowhere / "work" / "mnist")
+    assert data.load(".").name == "mnist"
+    with pytest.raises(data.DataError, match=r"name_or_path: expected one of .*, got ''"):
+        data.load("")
+
+
 @pytest.mark.parametrize("name", [name for name in data.names() if not name.endswith("mini")])
 def test_a_named_set_that_is_not_there_says_what_where_and_how(nowhere, monkeypatch, name):
     monkeypatch.setenv(sources.ENVIRONMENT, str(nowhere / "chosen"))

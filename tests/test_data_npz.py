@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,10 @@ def test_a_layout_that_could_be_either_is_refused_until_it_is_told(tmp_path, sha
         ({"images": NHWC, "labels": LABELS + 0.5}, "labels: expected integers, got float64"),
         ({"images": NHWC, "labels": np.eye(4, dtype=int)}, "labels: expected one label per"),
         ({"images": NHWC, "labels": LABELS[:3]}, r"expected one label per.*\(4,\), got \(3,\)"),
-        ({"images": NHWC, "labels": LABELS - 1}, "train labels: expected 0..1, got -1..1"),
+        ({"images": NHWC, "labels": LABELS - 1}, r"labels: expected class indices in 0\.\.99999, got -1\.\.1"),
+        ({"x_train": NHWC, "y_train": np.full(4, 2**40)}, r"y_train: expected class indices in 0\.\.99999, got 109"),
+        ({"images": np.uint8(1), "labels": LABELS}, "images: expected .* got a single value"),
+        ({"images": NHWC, "labels": np.int64(1)}, "labels: expected one label per"),
         ({"images": NHWC.reshape(4, -1), "labels": LABELS}, r"expected \(N, H, W\)"),
         ({"images": NHWC, "labels": LABELS, "class_names": np.arange(3)}, "list of strings"),
         ({"images": NHWC, "labels": LABELS, "class_names": np.array(["a"])}, "0..0, got 0..2"),
@@ -125,6 +129,29 @@ def test_damage_anywhere_is_found(tmp_path):
     damaged[200] ^= 0x10
     path.write_bytes(damaged)
     with pytest.raises(DataError, match=r"mine.npz"):
+        load(path)
+
+
+def test_whatever_byte_is_flipped_nothing_but_a_data_error_is_raised(tmp_path):
+    path = saved(tmp_path, images=NHWC[:1, :2, :2], labels=LABELS[:1])
+    content = path.read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x41]) + content[place + 1 :])
+        try:
+            load(path)
+        except DataError:
+            refused += 1
+    assert refused > len(content) // 2
+
+
+def test_a_header_that_promises_more_than_the_file_holds_is_refused_unread(tmp_path):
+    path = tmp_path / "mine.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("images.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (2**20, 2**12, 2**12)}
+        )
+    with pytest.raises(DataError, match=rf"mine\.npz: images: expected {2**44} bytes for uint8 .*, got 0"):
         load(path)
 
 

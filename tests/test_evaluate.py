@@ -487,3 +487,57 @@ def test_the_quick_looks_agree_with_the_report(mlp: Any) -> None:
     for look in (accuracy, lambda model, loader: robust_accuracy(model, loader, 0.06)):
         with pytest.raises(ValueError, match="loader: expected at least one row, got none"):
             look(mlp.model, [])
+
+
+# ------------------------------------------------------------------------------ refused before anything is counted
+
+
+def test_a_model_whose_gradient_is_nan_is_said_to_be_out_of_sight() -> None:
+    honest, x, y = linear(5)
+    x, y = x[:16], honest(x[:16]).argmax(1)
+
+    class Blinding(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            nothing = torch.sqrt(torch.clamp(z.sum(1) * 0, min=0))  # zero, with a slope of 0 times infinity
+            logits: Tensor = honest(z) + nothing[:, None]
+            return logits
+
+    report = evaluate(Blinding(), [(x[:10], y[:10]), (x[10:], y[10:])], 0.02)
+    assert report.nonfinite_gradient_rows == {"FGSM": 16, "PGD-10": 16, "margin-T": 16}
+    for name in report.nonfinite_gradient_rows:
+        assert f"{name}: 16 of 16 rows met a gradient that was not finite: the attack is blind there" in report.table()
+    assert "not finite" not in evaluate(honest, [(x, y)], 0.02).table()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"eps": math.nan}, ValueError, r"eps: expected finite and >= 0, got nan"),
+        ({"eps": -0.3}, ValueError, r"eps: expected finite and >= 0, got -0\.3"),
+        ({"eps": torch.tensor([0.1, 0.2])}, TypeError, r"eps: expected a float, got shape \(2,\)"),
+        ({"seed": None}, ValueError, r"seed: expected an integer in \[0, 2\*\*62\), got None"),
+        ({"seed": 2**63 - 1}, ValueError, r"seed: expected an integer"),
+        ({"seed": -1}, ValueError, r"seed: expected an integer"),
+        ({"clip_min": 1.0, "clip_max": 0.0}, ValueError, r"clip_max: expected"),
+        ({"scale": 255}, ValueError, r"x: expected values in \[0, 1\]"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_it_is_refused_also_where_no_row_is_right(options: dict[str, Any], kind: type[Exception], message: str) -> None:
+    model, x, _ = linear(5)
+    arguments = {"eps": 0.02, **options}
+    x = x * arguments.pop("scale", 1)
+    wrong = (model(x).argmax(1) + 1) % 5
+    with pytest.raises(kind, match=message):
+        evaluate(model, [(x, wrong)], arguments.pop("eps"), **arguments)
+
+
+@pytest.mark.parametrize("look", [accuracy, lambda *to: robust_accuracy(*to, 0.02), lambda *to: evaluate(*to, 0.02)])
+def test_a_batch_that_is_no_pair_and_a_label_that_is_no_class_are_named(look: Callable[..., Any]) -> None:
+    model, x, y = linear(5)
+    for batch, kind in (({"x": x, "y": y}, "dict"), ((x, y, y), "tuple of Tensor, Tensor, Tensor"), (x, "Tensor")):
+        with pytest.raises(TypeError, match=rf"loader: expected batches \(x, y\) of two tensors, got {kind}"):
+            look(model, [batch])
+    for label in (-1, 5):
+        with pytest.raises(ValueError, match=r"y: expected labels in \[0, 5\), the classes of the model, got "):
+            look(model, [(x, torch.full_like(y, label))])

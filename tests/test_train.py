@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import fastsal
 from fastsal.evaluate import accuracy, robust_accuracy
+from fastsal.train import TrainingStopped
 
 Batches = list[tuple[Tensor, Tensor]]
 METHODS = ("sense", "pgd", "natural")
@@ -598,6 +599,76 @@ def test_an_argument_out_of_range_is_named_and_nothing_has_changed(options: dict
     with pytest.raises(ValueError, match=message):
         fit(model, **options)
     assert same(weights(model), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"eps": -1.0}, ValueError, r"eps: expected finite and >= 0, got -1\.0"),
+        ({"eps": "0.1"}, TypeError, r"eps: expected a float, got '0\.1'"),
+        ({"c": 7.0}, ValueError, r"c: expected"),
+        ({"norm": "L3"}, ValueError, r"norm: expected"),
+        ({"warmup_epochs": "1"}, ValueError, r"warmup_epochs: expected an integer >= 0, got '1'"),
+        ({"natural_weight": math.nan}, ValueError, r"natural_weight: expected finite and >= 0, got nan"),
+        ({"loader": [(rows()[0], rows()[1] + 1)]}, ValueError, r"y: expected labels in \[0, 3\).*got 1 to 3"),
+        ({"loader": [(rows()[0], rows()[1] + 1)], "eps": 0.0}, ValueError, r"y: expected labels in \[0, 3\)"),
+        ({"loader": [(rows()[0][:0], rows()[1][:0])]}, ValueError, r"x: expected at least one row in a batch, got"),
+        ({"loader": [{"x": rows()[0], "y": rows()[1]}]}, TypeError, r"loader: expected batches \(x, y\).*got dict"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_every_method_refuses_the_same(
+    method: str, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    model = net()
+    before = weights(model)
+    with pytest.raises(kind, match=message):
+        fit(model, method=method, **options)
+    assert same(weights(model), before)
+
+
+def test_a_model_that_cannot_be_trained_is_refused() -> None:
+    inner: Any = net()
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got function"):
+        fit(lambda x: inner(x))  # type: ignore[arg-type]
+    for model in (nn.Flatten(), net().requires_grad_(False)):
+        with pytest.raises(ValueError, match=r"model: expected at least one parameter with requires_grad=True, got"):
+            fit(model)
+
+
+def test_a_scheduler_whose_step_wants_an_argument_is_refused() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    for scheduler, name in ((plateau, "ReduceLROnPlateau"), (object(), "object")):
+        with pytest.raises(TypeError, match=rf"scheduler: expected .* without arguments, got {name}"):
+            fit(model, optimizer=optimizer, scheduler=scheduler)
+
+
+X, Y = rows()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loader": "once"}, r"loader: expected batches in epoch 2, got none"),
+        ({"eval_loader": []}, r"eval_loader, after epoch 1: loader: expected at least one row, got none"),
+        ({"eval_loader": [{"x": X, "y": Y}]}, r"eval_loader, after epoch 1: loader: expected batches \(x, y\)"),
+        ({"eval_loader": [(X * 255, Y)]}, r"eval_loader, after epoch 1: x: expected values in"),
+        ({"eval_loader": [(X[..., :2], Y)]}, r"eval_loader, after epoch 1: "),
+    ],
+    ids=["once", "empty", "dict", "scale", "shape"],
+)
+def test_what_was_learnt_is_kept_when_a_loader_cannot_go_on(options: dict[str, Any], message: str) -> None:
+    model = net()
+    if "loader" in options:
+        options = {"loader": iter(batches())}
+    with pytest.raises(TrainingStopped, match=message) as caught:
+        fit(model, **options)
+    assert isinstance(caught.value, ValueError)
+    assert caught.value.result.model is model
+    assert [row["epoch"] for row in caught.value.result.history] == [1]
 
 
 # ----------------------------------------------------------------------------------------------- progress

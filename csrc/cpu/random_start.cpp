@@ -72,7 +72,7 @@ struct Start {
     // the norm is taken in row-major order, so that a memory format does not change a bit of it
     const double length = lane_norm<false>(layout.size, Values{in_order});
     const double reach = std::exp(std::log(uniform<double>(words[0])) / double(layout.size));
-    return l2_start<T>(clean, start, normal, layout.size, reach / length * norm_margin<T>() * double(radius), box);
+    return l2_start<T>(clean, start, normal, layout.size, reach / length * inner_radius(radius), box);
   }
 
   struct Values {

@@ -137,7 +137,7 @@ template <class T, class X, class O, class Box, class Delta>
 FASTSAL_ROW bool l2_project_row(X x, O next, int64_t size, T eps, Box box, Delta delta) {
   using Mask = typename Bits<T>::Unsigned;
   const RowNorm length = row_norm<sizeof(T) == 8, sizeof(T) == 8>(size, delta);
-  const double limit = double(eps) * length.unit * norm_margin<T>();
+  const double limit = inner_radius(eps) * length.unit;
   const double scale = length.norm > limit ? limit / length.norm : 1;
   Mask outside = 0;
   for (int64_t i = 0; i < size; ++i) {

@@ -63,10 +63,12 @@ FASTSAL_ROW float add_towards(float x, double delta) {
   return delta > 0 ? down : up;
 }
 
-// What an L2 radius is multiplied by, so that rounding in a norm cannot carry a point out of the ball.
+// The L2 radius to aim at: short of eps by a margin, so that rounding in a norm cannot carry a point out of the ball.
+// Where eps is too small for fp64 to hold the margin, nothing moves.
 template <class T>
-FASTSAL_ROW double norm_margin() {
-  return sizeof(T) == 8 ? 1 - 0x1p-48 : 1 - 0x1p-20;
+FASTSAL_ROW double inner_radius(T eps) {
+  const double inner = double(eps) * (sizeof(T) == 8 ? 1 - 0x1p-48 : 1 - 0x1p-20);
+  return inner < 0x1p-960 ? 0 : inner;
 }
 
 // Without a bound the box ends at the largest finite number, never at infinity.

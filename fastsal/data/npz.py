@@ -7,11 +7,12 @@ without one. Beside them, optionally, class_names (strings, in label order) and 
 Images are uint8, or floats in [0, 1]. Which axis holds the channels: (N, H, W) has one channel;
 of four axes, the second or the last is the channel axis if it, and not the other, has size 1 or 3.
 If that leaves it open, `layout` decides, and without it the file is refused.
-Labels are integers, (N,) or (N, 1).
+Labels are integers in 0..99999, (N,) or (N, 1).
 """
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -27,6 +28,9 @@ from fastsal.data.errors import DataError, DataNotFoundError
 
 _KNOWN = ("x_train", "y_train", "x_test", "y_test", "images", "labels", "class_names", "layout")
 _CHANNELS = (1, 3)
+
+MAX_CLASSES = 100_000
+"""A higher label is taken for a fault: without class_names, each class up to it would get a name."""
 
 
 def read_npz(path: Path) -> Dataset:
@@ -79,11 +83,45 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             known = [name for name in archive.files if name in _KNOWN]
             if not known:
                 raise DataError(f"{path}: expected arrays out of {_KNOWN}, got {archive.files}")
+            for name in known:
+                _check_header(archive.zip, name, path)
             return {name: archive[name] for name in known}
     except DataError:
         raise
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: expected a .npz archive of plain arrays: {error}") from error
+    except (
+        ValueError,
+        EOFError,
+        OSError,
+        KeyError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        # zipfile raises NotImplementedError and RuntimeError for methods and encryption that a damaged byte claims.
+        raise DataError(
+            f"{path}: expected a .npz archive of plain arrays, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_header(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    """Refuses a header that promises other than the archive holds, before memory is set aside for it."""
+    member = f"{name}.npy"
+    if member not in archive.namelist():
+        raise DataError(f"{path}: expected {name} as {member}, got {name}")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        else:  # 3.0 is for structured arrays only
+            raise DataError(f"{path}: {name}: expected .npy format 1.0 or 2.0, got {version}")
+        if dtype.hasobject:
+            raise DataError(f"{path}: {name}: expected plain arrays, got pickled objects")
+        promised, held = math.prod(shape) * dtype.itemsize, archive.getinfo(member).file_size - file.tell()
+        if promised != held:
+            raise DataError(f"{path}: {name}: expected {promised} bytes for {dtype} {shape}, got {held}")
 
 
 def _split(images: NDArray[Any], labels: NDArray[Any], images_name: str, labels_name: str, layout: str) -> Split:
@@ -91,8 +129,14 @@ def _split(images: NDArray[Any], labels: NDArray[Any], images_name: str, labels_
         raise DataError(f"{images_name}: expected uint8 or floats in [0, 1], got {images.dtype}")
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{labels_name}: expected integers, got {labels.dtype}")
+    if images.ndim == 0:
+        raise DataError(f"{images_name}: expected (N, H, W), (N, H, W, C) or (N, C, H, W), got a single value")
     if labels.shape not in ((len(images),), (len(images), 1)):
         raise DataError(f"{labels_name}: expected one label per image, shape ({len(images)},), got {labels.shape}")
+    if labels.size:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= MAX_CLASSES:
+            raise DataError(f"{labels_name}: expected class indices in 0..{MAX_CLASSES - 1}, got {low}..{high}")
     kind = np.uint8 if images.dtype == np.uint8 else np.float32
     x = torch.from_numpy(np.ascontiguousarray(images, dtype=kind))
     y = torch.from_numpy(labels.reshape(-1).astype(np.int64))

@@ -61,6 +61,8 @@ def load(name_or_path: str | os.PathLike[str]) -> Dataset:
             was looked for, where, and how to get it.
         DataError: (a ValueError) if what is there is damaged or could be several things.
     """
+    if not os.fspath(name_or_path):  # Path would take it for the working directory
+        raise DataError(f"name_or_path: expected one of {', '.join(names())}, or a path, got {name_or_path!r}")
     if isinstance(name_or_path, str):
         name = _known_name(name_or_path)
         if name == fashion_mnist_mini.NAME:
@@ -79,6 +81,13 @@ def load(name_or_path: str | os.PathLike[str]) -> Dataset:
         f"unknown data set {str(name_or_path)!r}: expected one of {', '.join(names())}"
         f"{f' (did you mean {close[0]!r}?)' if close else ''}, or an existing path: {_PATH_FORMS}"
     )
+
+
+def lasting(name_or_path: str) -> str:
+    """What `load` finds from any working directory: a name as it is, a path made absolute."""
+    if not name_or_path or _known_name(name_or_path) is not None:
+        return name_or_path
+    return os.path.abspath(os.path.expanduser(name_or_path))
 
 
 def _known_name(text: str) -> str | None:

@@ -17,7 +17,7 @@ from fastsal.data.augment import parse
 from fastsal.data.sources import lasting
 from fastsal.evaluate import evaluate
 from fastsal.methods import METHODS
-from fastsal.train import TrainingDiverged, train
+from fastsal.train import TrainingDiverged, TrainingStopped, train
 from fastsal.version import __version__
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -72,7 +72,7 @@ def _train(args: argparse.Namespace) -> int:
     config |= {"data": lasting(args.data), "shape": shape, "completed": False}
     runs.write_config(folder, config)
 
-    diverged: TrainingDiverged | None = None
+    failed: TrainingDiverged | TrainingStopped | None = None
     try:
         result = train(
             model,
@@ -92,14 +92,14 @@ def _train(args: argparse.Namespace) -> int:
             seed=args.seed,
             progress=not args.quiet,
         )
-    except TrainingDiverged as error:
-        diverged, result = error, error.result
+    except (TrainingDiverged, TrainingStopped) as error:
+        failed, result = error, error.result
     runs.write_model(folder, model)
     if result.history:
         runs.write_history(folder, result.history)
         _draw(plots.curves, result.history, folder / runs.CURVES, _title(config))
-    if diverged is not None:
-        print(f"fastsal: error: {diverged} (kept in {folder})", file=sys.stderr)
+    if failed is not None:
+        print(f"fastsal: error: {failed} (kept in {folder})", file=sys.stderr)
         return 1
     if result.interrupted:
         print(f"fastsal: interrupted; weights and history so far are in {folder}", file=sys.stderr)

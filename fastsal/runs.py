@@ -104,7 +104,6 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
 
     for name in ("model", "data", "method"):
         check(name, config[name], isinstance(config[name], str), "a text")
-    check("model", config["model"], config["model"] in models.names(), f"one of {', '.join(models.names())}")
     check("norm", config["norm"], config["norm"] in ("Linf", "L2"), "Linf or L2")
     for name, top in (("eps", math.inf), ("c", 1.0)):
         value = config[name]
@@ -124,7 +123,10 @@ def read_model(folder: Path, config: dict[str, Any]) -> nn.Module:
     path = folder / MODEL
     if not path.is_file():
         raise RunError(f"expected trained weights at {path}, got no such file")
-    model = new_model(config["model"], config["shape"])
+    try:
+        model = new_model(config["model"], config["shape"])
+    except ValueError as error:
+        raise RunError(f"{folder / CONFIG}: model, shape: {error}") from error
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # whatever a damaged file makes of the reader

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from fastsal.data import load
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")  # also where no pyproject.toml is beside tests/
+
+
 class Trained(NamedTuple):
     model: nn.Module  # eval mode, float64
     x: Tensor  # (2000, 1, H, W) in [0, 1], not trained on

@@ -400,9 +400,13 @@ def test_a_run_in_a_relative_place_can_be_evaluated_from_elsewhere(
     assert main(["evaluate", str(tmp_path), "--quiet"]) == 0
 
 
-def test_compare_takes_a_run_only_if_it_ended_and_its_report_is_of_the_settings(tmp_path: Path) -> None:
-    if not (Path(__file__).resolve().parents[1] / "benchmarks").is_dir():
+def test_compare_takes_a_run_only_if_it_ended_and_its_report_is_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "benchmarks").is_dir():
         pytest.skip("tested without the repository around it: there is no benchmarks/ beside tests/")
+    monkeypatch.syspath_prepend(str(root))
     from benchmarks import compare
 
     wanted = {"eps": "0.1", "seed": "0"}

@@ -52,8 +52,9 @@ def _reference_body(operator: Operator) -> Body:
     taken = len(operator.argument_names)
 
     def body(*operands: Any) -> int:
-        for out, value in zip(operands[taken:], compute(*operands[:taken]), strict=True):
-            out.copy_(value)
+        with torch.no_grad():  # operators are not differentiable: plain torch must not leave a graph behind
+            for out, value in zip(operands[taken:], compute(*operands[:taken]), strict=True):
+                out.copy_(value)
         return 0
 
     return body
@@ -66,7 +67,8 @@ def _cpp_body(operator: Operator) -> Body:
 
 def bodies(device_type: str) -> dict[str, str]:
     """Name of the body that each operator runs on `device_type`."""
-    name = "cpp" if device_type == "cpu" and EXTENSION is not None and _requested() != "reference" else "reference"
+    compiled = _requested() != "reference" and EXTENSION is not None
+    name = "cpp" if compiled and device_type == "cpu" else "reference"
     return {operator: name for operator in OPERATORS}
 
 

@@ -6,7 +6,7 @@
 #include "cpu/bodies.h"
 #include "cpu/tiers.h"
 
-STABLE_TORCH_LIBRARY_IMPL(fastsal_cpu, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(fastsal_body, CPU, m) {
   m.impl("random_start", TORCH_BOX(&fastsal::random_start));
   m.impl("pgd_step", TORCH_BOX(&fastsal::pgd_step));
   m.impl("truncated_cross_entropy", TORCH_BOX(&fastsal::truncated_cross_entropy));
@@ -16,8 +16,15 @@ STABLE_TORCH_LIBRARY_IMPL(fastsal_cpu, CPU, m) {
 
 static PyObject* cpu_tier(PyObject*, PyObject*) { return PyUnicode_FromString(fastsal::tier_name()); }
 
+// What the CUDA bodies were compiled for; the build fills it in, and without CUDA sources it is empty.
+#ifndef FASTSAL_CUDA_TARGETS
+#define FASTSAL_CUDA_TARGETS ""
+#endif
+static PyObject* cuda_targets(PyObject*, PyObject*) { return PyUnicode_FromString(FASTSAL_CUDA_TARGETS); }
+
 static PyMethodDef methods[] = {
     {"cpu_tier", cpu_tier, METH_NOARGS, "Instruction set that the CPU bodies run on: baseline, avx2 or avx512."},
+    {"cuda_targets", cuda_targets, METH_NOARGS, "GPU architectures that the CUDA bodies were built for, or ''."},
     {nullptr, nullptr, 0, nullptr},
 };
 

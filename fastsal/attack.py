@@ -11,8 +11,9 @@ from fastsal.algorithm import Rule, sensible_adversaries
 from fastsal.judge import Judge, loss_of
 from fastsal.live import AttackInfo, LiveRows
 from fastsal.model_view import RandomState, attacked, warn_of_probabilities
-from fastsal.operators import FLOATS, memory_format
-from fastsal.threat import Bound, Threat, cut_of, norm_name, norm_order, number_or_tensor
+from fastsal.checks import FLOATS
+from fastsal.operators import memory_format
+from fastsal.threat import Bound, Threat, attack_norm, cut_of, norm_name, number_or_tensor
 
 
 class Attack:
@@ -51,7 +52,7 @@ class Attack:
         self.eps = eps
         self.alpha = alpha
         self.c = c
-        self.norm = norm_name(norm_order(norm))
+        self.norm = norm_name(attack_norm(norm))
         self.loss = loss
         self.targeted = targeted
         self.clip_min, self.clip_max = clip_min, clip_max

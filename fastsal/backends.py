@@ -4,17 +4,22 @@ A *body* takes the arguments of its operator and then the outputs that the contr
 it met a value it must refuse; then the contract's value check says which. Bodies:
 
 - ``reference``: plain torch, any device (:mod:`fastsal.reference`);
-- ``cpp``: the C++ extension, CPU (``csrc/cpu``).
+- ``cpp``: the C++ extension, CPU (``csrc/cpu``);
+- ``cuda``: the CUDA part of the extension, NVIDIA devices, where it was built (``csrc/cuda``);
+- ``triton``: NVIDIA and AMD devices (``kernels/``, installed as ``fastsal.kernels``).
 
-``FASTSAL_BACKEND=reference`` keeps every operator on plain torch; ``fastsal doctor`` shows what runs where.
+A CPU runs ``cpp``, else ``reference``; a GPU runs ``cuda``, else ``triton``, else ``reference``.
+``FASTSAL_BACKEND`` names the one to take instead, on the devices that it is for; ``fastsal doctor`` shows what runs
+where.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +31,9 @@ from fastsal.operators import LIBRARY, OPERATORS, Operator, memory_format
 Body = Callable[..., int]
 
 # The extension is bound under private operators, so that Python checks stand in front of it once for every caller.
-_CPP = torch.library.Library("fastsal_cpu", "DEF")
+_COMPILED = torch.library.Library("fastsal_body", "DEF")
 for _operator in OPERATORS.values():
-    _CPP.define(_operator.name + _operator.body_schema)
+    _COMPILED.define(_operator.name + _operator.body_schema)
 
 EXTENSION: Any = None
 EXTENSION_MISSING = ""
@@ -37,14 +42,40 @@ try:
 except ImportError as error:
     EXTENSION_MISSING = str(error)
 
+CHOICES = ("auto", "cpp", "cuda", "triton", "reference")
+
+
+def missing(body: str) -> str:
+    """Why a body cannot run in this installation; empty where it can, given a device."""
+    if body in ("cpp", "cuda") and EXTENSION is None:
+        return f"the C++ extension is not there: {EXTENSION_MISSING}"
+    if body == "cuda" and not EXTENSION.cuda_targets():
+        return "the extension was built without CUDA sources"
+    if body == "triton" and importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    return ""
+
 
 def _requested() -> str:
     backend = os.environ.get("FASTSAL_BACKEND", "auto")
-    if backend not in ("auto", "cpp", "reference"):
-        raise ValueError(f"FASTSAL_BACKEND: expected 'auto', 'cpp' or 'reference', got {backend!r}")
-    if backend == "cpp" and EXTENSION is None:
-        raise ImportError(f"FASTSAL_BACKEND=cpp, but the C++ extension is not there: {EXTENSION_MISSING}")
+    if backend not in CHOICES:
+        raise ValueError(f"FASTSAL_BACKEND: expected {', '.join(map(repr, CHOICES))}, got {backend!r}")
+    if backend != "auto" and missing(backend):
+        raise ImportError(f"FASTSAL_BACKEND={backend}, but {missing(backend)}")
     return backend
+
+
+def candidates(device_type: str) -> tuple[str, ...]:
+    """The bodies that a device can run, the quickest first."""
+    return {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}.get(device_type, ("reference",))
+
+
+def bodies(device_type: str) -> dict[str, str]:
+    """Name of the body that each operator runs on `device_type`."""
+    able = [body for body in candidates(device_type) if not missing(body)]
+    requested = _requested()
+    name = requested if requested in able else able[0]
+    return {operator: name for operator in OPERATORS}
 
 
 def _reference_body(operator: Operator) -> Body:
@@ -60,21 +91,23 @@ def _reference_body(operator: Operator) -> Body:
     return body
 
 
-def _cpp_body(operator: Operator) -> Body:
-    packet: Body = getattr(torch.ops.fastsal_cpu, operator.name).default
+def _compiled_body(operator: Operator) -> Body:
+    packet: Body = getattr(torch.ops.fastsal_body, operator.name).default
     return packet
 
 
-def bodies(device_type: str) -> dict[str, str]:
-    """Name of the body that each operator runs on `device_type`."""
-    compiled = _requested() != "reference" and EXTENSION is not None
-    name = "cpp" if compiled and device_type == "cpu" else "reference"
-    return {operator: name for operator in OPERATORS}
+def _triton_body(operator: Operator) -> Body:
+    def body(*operands: Any) -> int:  # triton is imported with the first call: it takes a second
+        importlib.import_module(f"fastsal.kernels.{operator.name}").launch(*operands)
+        return 0
+
+    return body
 
 
 def body_of(operator: str, name: str) -> Body:
     """The body of `operator` called `name`, for `fastsal doctor`, tests and benchmarks."""
-    return {"cpp": _cpp_body, "reference": _reference_body}[name](OPERATORS[operator])
+    make = {"cpp": _compiled_body, "cuda": _compiled_body, "triton": _triton_body, "reference": _reference_body}[name]
+    return make(OPERATORS[operator])
 
 
 def _dense(arguments: Iterable[Any], operator: Operator) -> list[Any]:
@@ -89,12 +122,32 @@ def _dense(arguments: Iterable[Any], operator: Operator) -> list[Any]:
     return list(operands.values())
 
 
+def _apart(operator: Operator, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
+    """Refuses memory for an output that overlaps an argument: rows are gathered, so one would overwrite another."""
+    for name, out in zip(operator.out_names, outs, strict=True):
+        for label, argument in zip(operator.argument_names, args, strict=True):
+            if isinstance(argument, Tensor) and _overlap(out, argument):
+                raise ValueError(
+                    f"fastsal.{operator.name}: {name}: expected memory apart from that of {label}, got the same"
+                )
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr() or not a.numel() or not b.numel():
+        return False
+    starts = [t.storage_offset() * t.element_size() for t in (a, b)]
+    ends = [
+        start + (1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))) * t.element_size()
+        for start, t in zip(starts, (a, b), strict=True)
+    ]
+    return starts[0] < ends[1] and starts[1] < ends[0]
+
+
 def implementation(operator: Operator, body: Body, check_values: bool) -> Callable[..., Any]:
     """The operator on one device: checks, allocation, body. `check_values`: look before, not after, the body runs."""
     mutated = [i for i, text in enumerate(operator.arguments.split(", ")) if "!)" in text]
 
-    def run(*args: Any) -> Any:
-        outputs = operator.outputs(*args)
+    def compute(args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         if check_values:
             operator.values(*args)
         if body(*_dense(args, operator), *outputs):
@@ -102,6 +155,17 @@ def implementation(operator: Operator, body: Body, check_values: bool) -> Callab
             raise RuntimeError(f"fastsal.{operator.name}: its body refused a value that the contract accepts")
         for i in mutated:
             torch.autograd.graph.increment_version(args[i])
+
+    def run(*given: Any, **outs: Tensor) -> Any:
+        args = operator.complete(given)
+        if outs:
+            outputs = operator.accept(args, outs)
+            _apart(operator, args, outputs)
+            compute(args, outputs)
+            torch.autograd.graph.increment_version(outputs)
+            return None
+        outputs = operator.outputs(*args)
+        compute(args, outputs)
         return outputs if len(outputs) > 1 else outputs[0]
 
     return run
@@ -116,23 +180,16 @@ def _say_slow_path() -> None:
 
 
 def _bind() -> None:
-    requested = _requested()
-    if EXTENSION is None and requested == "auto":
+    if EXTENSION is None and _requested() == "auto":
         _say_slow_path()
-    on_cpu = bodies("cpu")
-    for operator in OPERATORS.values():
-        name = on_cpu[operator.name]
-        LIBRARY.impl(
-            operator.name,
-            implementation(operator, body_of(operator.name, name), check_values=name == "reference"),
-            "CPU",
-        )
-        # Any other device: plain torch. Values are looked at once per attack call, never per operator.
-        LIBRARY.impl(
-            operator.name,
-            implementation(operator, body_of(operator.name, "reference"), check_values=False),
-            "CompositeExplicitAutograd",
-        )
+    for key, device_type in (("CPU", "cpu"), ("CUDA", "cuda"), ("CompositeExplicitAutograd", "")):
+        names = bodies(device_type)
+        for operator in OPERATORS.values():
+            name = names[operator.name]
+            # On an accelerator values are looked at once per attack call, never per operator.
+            body = implementation(operator, body_of(operator.name, name), name == "reference" and device_type == "cpu")
+            LIBRARY.impl(operator.name, body, key)
+            LIBRARY.impl(f"{operator.name}.out", body, key)
 
 
 _bind()

@@ -12,6 +12,7 @@ from fastsal.threat import Bound, Threat, cut_of
 
 _cross_entropy = torch.ops.fastsal.truncated_cross_entropy.default
 _margin = torch.ops.fastsal.margin_loss.default
+_kl = torch.ops.fastsal.kl_divergence.default
 _retire = torch.ops.fastsal.retire.default
 
 
@@ -45,8 +46,8 @@ class _TruncatedCrossEntropy(torch.autograd.Function):
 
 class _MarginLoss(torch.autograd.Function):
     @staticmethod
-    def forward(logits: Tensor, target: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
-        loss, grad = _margin(logits, target, other, None)
+    def forward(logits: Tensor, target: Tensor, other: Tensor | None, dlr: bool) -> tuple[Tensor, Tensor]:
+        loss, grad = _margin(logits, target, other, None, dlr)
         return loss, grad
 
     @staticmethod
@@ -56,9 +57,29 @@ class _MarginLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return (upstream.unsqueeze(1) * grad).to(grad.dtype), None, None
+        return (upstream.unsqueeze(1) * grad).to(grad.dtype), None, None, None
+
+
+class _KLDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(clean: Tensor, adv: Tensor, both: bool) -> tuple[Tensor, Tensor, Tensor]:
+        loss, adv_grad, clean_grad = _kl(clean, adv, None, both)
+        return loss, adv_grad, clean_grad
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.both = inputs[2]
+        ctx.save_for_backward(output[1], output[2])
+        ctx.mark_non_differentiable(output[1], output[2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor, __: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        adv_grad, clean_grad = ctx.saved_tensors
+        each = upstream.unsqueeze(1)
+        return (each * clean_grad).to(clean_grad.dtype) if ctx.both else None, (each * adv_grad).to(adv_grad.dtype), None
 
 
 def truncated_cross_entropy(logits: Tensor, target: Tensor, c: float | None = 0.5, reduction: str = "mean") -> Tensor:
@@ -99,7 +120,51 @@ def margin_loss(logits: Tensor, target: Tensor, other: Tensor | None = None, red
 
     Source: the loss f6 of Carlini & Wagner, "Towards Evaluating the Robustness of Neural Networks", 2017.
     """
-    return _reduce(_MarginLoss.apply(logits, target, other)[0], reduction)
+    return _reduce(_MarginLoss.apply(logits, target, other, False)[0], reduction)
+
+
+def dlr_loss(logits: Tensor, target: Tensor, other: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    """The difference of logits ratio: a margin that neither a shift nor a scale of the logits changes.
+
+    Untargeted: (max_{i != y} z_i - z_y) / (z_1 - z_3 + 1e-12), where z_1 >= z_2 >= ... are the sorted logits. With
+    `other`: (z_other - z_y) / (z_1 - (z_3 + z_4) / 2 + 1e-12).
+
+    Args:
+        logits: (N, C) with 3 <= C <= 100,000 (4 where `other` is given), in fp32, bf16, fp16 or fp64.
+        target: (N,) int64 class indices y in [0, C).
+        other: (N,) int64 classes to move to, each different from y (*targeted* DLR), or None.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        A scalar, or (N,) for "none"; fp32, or fp64 for fp64 logits. Differentiable once with respect to logits.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype, device or label out of range, naming it.
+
+    Source: Croce & Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+    Attacks", 2020, equations 6 and 7.
+    """
+    return _reduce(_MarginLoss.apply(logits, target, other, True)[0], reduction)
+
+
+def kl_divergence(clean: Tensor, adv: Tensor, reduction: str = "mean") -> Tensor:
+    """KL(softmax(clean) || softmax(adv)) per row: the robust term of TRADES.
+
+    Args:
+        clean: (N, C) logits of the reference distribution, 2 <= C <= 100,000, in fp32, bf16, fp16 or fp64.
+        adv: (N, C) logits in the dtype of `clean`.
+        reduction: "mean" (over rows), "sum" or "none".
+
+    Returns:
+        A scalar, or (N,) for "none"; fp32, or fp64 for fp64 logits. Differentiable once with respect to both; a
+        `clean` that does not require grad costs no gradient.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device out of the contract, naming it.
+
+    Source: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", 2019.
+    """
+    return _reduce(_KLDivergence.apply(clean, adv, clean.requires_grad)[0], reduction)
 
 
 def random_start(
@@ -121,7 +186,7 @@ def random_start(
         eps: radius >= 0 in the units of x; a float or (N,), one per sample.
         seed: one int64.
         sample_ids: (N,) int64, the identity of each sample; None is 0, 1, 2, ...
-        norm: "Linf" (or np.inf), "L2" (or 2).
+        norm: "Linf" (or np.inf), "L2" (or 2), "L1" (or 1).
         clip_min, clip_max: the box; a float, (C,) for one value per channel (dimension 1), or None.
 
     Returns:
@@ -146,22 +211,27 @@ def pgd_step(
     clip_max: Bound = 1.0,
     rows: Tensor | None = None,
     ids: Tensor | None = None,
+    l1_sparsity: float = 0.05,
 ) -> Tensor:
     """One step of projected gradient ascent: project(x_adv + alpha * direction(grad)). Differentiable: no.
 
-    Linf moves along sign(grad), with sign(0) = 0; L2 along grad / ||grad||, a zero gradient giving a zero step. Then
-    the eps-ball around x, then the box. An element (L2: a row) whose gradient is not finite does not move.
+    Linf moves along sign(grad), with sign(0) = 0; L2 along grad / ||grad||, a zero gradient giving a zero step; L1
+    shares alpha equally among the elements with the largest |grad| that are not zero. Linf and L2 project into the
+    eps-ball around x, then into the box; L1 exactly into the intersection of both. An element (L2, L1: a row) whose
+    gradient is not finite does not move.
 
     Args:
         x: (N, ...) clean samples in [clip_min, clip_max], fp32 or fp64.
         x_adv: (M, ...) current points, dtype of x.
         grad: (M, ...) gradient of the loss at x_adv; fp32, bf16, fp16 or fp64.
         eps, alpha: radius and step >= 0 in the units of x; floats or (N,), one per sample.
-        norm: "Linf" (or np.inf), "L2" (or 2).
+        norm: "Linf" (or np.inf), "L2" (or 2), "L1" (or 1).
         clip_min, clip_max: the box; a float, (C,) for one value per channel (dimension 1), or None.
         rows: (R,) int64, the slot in x_adv and grad of each row of the result; None is all M, in order.
         ids: (R,) int64, its sample in x, eps and alpha; None is all N, in order; -1 marks a padding row, whose
             result is unspecified.
+        l1_sparsity: share in (0, 1] of the elements of a row that an L1 step moves, rounded up; the lowest index
+            first on ties.
 
     Returns:
         The next points, (R, ...), like x. The ball and the box hold exactly, in float64.
@@ -169,9 +239,10 @@ def pgd_step(
     Raises:
         ValueError, TypeError: a value, shape, dtype or device out of the contract, naming it.
 
-    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018.
+    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018; L1: Croce & Hein,
+    "Mind the Box: l1-APGD for Sparse Adversarial Attacks on Image Classifiers", 2021.
     """
-    return Threat.around(x, norm, eps, alpha, clip_min, clip_max).step(x, x_adv, grad, rows, ids)[0]
+    return Threat.around(x, norm, eps, alpha, clip_min, clip_max, l1_sparsity=l1_sparsity).step(x, x_adv, grad, rows, ids)[0]
 
 
 def retire(
@@ -216,4 +287,12 @@ def retire(
     return survivors
 
 
-__all__ = ["margin_loss", "pgd_step", "random_start", "retire", "truncated_cross_entropy"]
+__all__ = [
+    "dlr_loss",
+    "kl_divergence",
+    "margin_loss",
+    "pgd_step",
+    "random_start",
+    "retire",
+    "truncated_cross_entropy",
+]

@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from fastsal.operators import channel_view, loss_dtype
+from fastsal.checks import channel_view
+from fastsal.operators import loss_dtype
 
 MASK32 = 0xFFFFFFFF
 RADIUS_BLOCK = -1  # the counter block, 2**64 - 1, whose first word draws the radius of an L2 start
@@ -154,12 +155,20 @@ def random_start(
     if p == math.inf:
         noise = radius * (2 * uniform(words, x.dtype) - 1).view(rows.shape)
         return (_into_ball_and_box(rows + noise, rows, radius, low, high),)
+    end = philox(seed, torch.full((1,), RADIUS_BLOCK, device=x.device), keys)[:, 0, 0]
+    if p == 1.0:
+        # Uniform in the L1 ball: n exponentials with random signs over the sum of n + 1 exponentials.
+        exponential = -torch.log(uniform(words, torch.float64))
+        last = -torch.log(uniform(end, torch.float64))
+        factor = 1 / (exponential.sum(dim=1) + last)
+        signed = torch.where(words & 1 == 1, -exponential, exponential)
+        delta = (signed * factor.unsqueeze(1)).view(rows.shape) * inner_radius(radius)
+        return (_clamp(add_towards(rows, delta), low, high),)
     # Uniform in the L2 ball: a Gaussian direction (Box-Muller on the words of each block) times u**(1/n).
     u = uniform(philox(seed, blocks, keys), torch.float64)
     length = torch.sqrt(-2 * torch.log(u[..., 0::2]))
     angle = 2 * math.pi * u[..., 1::2]
     normal = torch.stack((length * torch.cos(angle), length * torch.sin(angle)), dim=-1).flatten(1)[:, :size]
-    end = philox(seed, torch.full((1,), RADIUS_BLOCK, device=x.device), keys)[:, 0, 0]
     reach = uniform(end, torch.float64) ** (1 / max(size, 1))
     factor = reach / torch.linalg.vector_norm(normal, dim=1)
     delta = (normal * factor.unsqueeze(1)).view(rows.shape) * inner_radius(radius)
@@ -182,6 +191,49 @@ def _row_norm(values: Tensor) -> tuple[Tensor, Tensor]:
     return unit.view(per_row), norm.view(per_row)
 
 
+def _largest(magnitude: Tensor, topk: int) -> Tensor:
+    """Which elements of each row are among its `topk` largest, the lowest index first on ties."""
+    flat = _flat(magnitude)
+    order = torch.argsort(flat, dim=1, descending=True, stable=True)[:, :topk]
+    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True).view(magnitude.shape)
+
+
+def _l1_shrinkage(magnitude: Tensor, room: Tensor, limit: Tensor) -> Tensor:
+    """lambda >= 0, one per row: the least with sum(min(max(magnitude - lambda, 0), room)) <= limit.
+
+    The sum falls piecewise linearly from lambda = 0; element i falls with slope 1 from magnitude - room to magnitude.
+    """
+    rows = magnitude.shape[0]
+    starts, ends = (magnitude - room).clamp(min=0), magnitude
+    knots = torch.cat((magnitude.new_zeros(rows, 1), starts, ends), dim=1)
+    change = torch.cat((magnitude.new_zeros(rows, 1), torch.ones_like(starts), -torch.ones_like(ends)), dim=1)
+    knots, order = knots.sort(dim=1, stable=True)
+    falling = change.gather(1, order).cumsum(dim=1)  # how many elements fall, to the right of each knot
+    gaps = torch.diff(knots, dim=1, append=knots[:, -1:])
+    at_zero = torch.minimum(magnitude, room).sum(dim=1, keepdim=True)
+    drop = (falling * gaps).cumsum(dim=1)
+    sums = at_zero - torch.cat((drop.new_zeros(rows, 1), drop[:, :-1]), dim=1)  # the sum at each knot
+    # the last knot at which the sum is still over the limit; none where the row is inside at lambda = 0
+    over = sums > limit
+    last = (over.sum(dim=1, keepdim=True) - 1).clamp(min=0)
+    beyond = (sums.gather(1, last) - limit) / falling.gather(1, last).clamp(min=1)
+    return torch.where(over[:, :1], knots.gather(1, last) + beyond, 0.0)
+
+
+def _l1_project(x: Tensor, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The point of ball and box that is closest to x + delta (Croce & Hein 2021), never outside of either."""
+    magnitude = delta.abs()
+    room = torch.where(delta > 0, high.double() - x.double(), x.double() - low.double())
+    limit = inner_radius(radius).view(-1, 1).expand(x.shape[0], 1)
+    shape = (-1, *[1] * (x.dim() - 1))
+    shrink = _l1_shrinkage(_flat(magnitude), _flat(room), limit).view(shape)
+    kept = torch.minimum((magnitude - shrink).clamp(min=0), room)
+    # where the shrinkage is much larger than the radius, its rounding shows in what is left
+    total = _flat(kept).sum(dim=1, keepdim=True)
+    kept = kept * torch.where(total > limit, limit / total, 1.0).view(shape)
+    return _clamp(add_towards(x, torch.where(delta > 0, kept, -kept)), low, high)
+
+
 def pgd_step(
     x: Tensor,
     x_adv: Tensor,
@@ -193,6 +245,7 @@ def pgd_step(
     rows: Tensor | None,
     ids: Tensor | None,
     p: float,
+    topk: int = 1,
 ) -> tuple[Tensor, Tensor]:
     clean, here, gradient = _take(x, ids), _take(x_adv, rows), _take(grad, rows)
     radius, step = _of_sample(eps, ids, clean), _of_sample(alpha, ids, clean)
@@ -205,6 +258,12 @@ def pgd_step(
         moved = here + (torch.where(up, step, 0.0) - torch.where(down, step, 0.0))
         return _into_ball_and_box(moved, clean, radius, low, high), nonfinite
     ascent = torch.where(all_finite.view(-1, *[1] * (clean.dim() - 1)), gradient, 0.0).double()
+    if p == 1.0:
+        # the step alpha shared by those of the topk largest gradients that are not zero
+        moving = _largest(ascent.abs(), topk) & (ascent != 0)
+        share = step.double() / _flat(moving).sum(dim=1).clamp(min=1).view(-1, *[1] * (clean.dim() - 1))
+        delta = (here.double() - clean.double()) + torch.where(moving, ascent.sign() * share, 0.0)
+        return _l1_project(clean, delta, radius, low, high), nonfinite
     # dividing by unit and norm one by one: at the ends of the range of fp64 their product is not a number to divide by
     unit, norm = _row_norm(ascent)
     delta = (here.double() - clean.double()) + step.double() * (ascent / unit / torch.where(norm > 0, norm, 1.0))
@@ -241,23 +300,64 @@ def truncated_cross_entropy(
     )
 
 
-def margin_loss(logits: Tensor, target: Tensor, other: Tensor | None, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    """z_other - z_target; `other` is the best class besides the target (lowest index on ties) where not given."""
+def _competitor(scores: Tensor, label: Tensor) -> Tensor:
+    """The best class besides the label, the lowest index on ties; NaN counts as larger than anything."""
+    hot = torch.nn.functional.one_hot(label, scores.shape[1]).bool()
+    rival = torch.where(hot, -math.inf, scores)
+    # all rivals at -inf: the first class that is not the label
+    return torch.where(rival.amax(dim=1) == -math.inf, (label == 0).to(torch.int64), rival.argmax(dim=1))
+
+
+DLR_FLOOR = 1e-12  # added to the denominator of DLR
+
+
+def margin_loss(
+    logits: Tensor, target: Tensor, other: Tensor | None, ids: Tensor | None, dlr: bool = False
+) -> tuple[Tensor, Tensor]:
+    """z_other - z_target; `other` is the best class besides the target (lowest index on ties) where not given.
+
+    DLR divides by z_1 - z_3, the sorted logits, or by z_1 - (z_3 + z_4) / 2 where `other` is given.
+    """
     dtype, classes = loss_dtype(logits.dtype), logits.shape[1]
     label, padding = _take(target, ids), _padding(ids, logits.shape[0], logits.device)
     scores = logits.to(dtype)
-    hot = torch.nn.functional.one_hot(label, classes).bool()
-    if other is None:
-        rival = torch.where(hot, -math.inf, scores)
-        # all rivals at -inf: the first class that is not the target
-        first = (label == 0).to(torch.int64)
-        best = rival.argmax(dim=1)
-        competitor = torch.where(rival.amax(dim=1) == -math.inf, first, best)
-    else:
-        competitor = _take(other, ids)
+    competitor = _competitor(scores, label) if other is None else _take(other, ids)
+
+    def hot(index: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(index, classes)
+
     loss = (scores.gather(1, competitor.unsqueeze(1)) - scores.gather(1, label.unsqueeze(1))).squeeze(1)
-    grad = torch.nn.functional.one_hot(competitor, classes) - hot.to(torch.int64)
-    return torch.where(padding, 0.0, loss), torch.where(padding.unsqueeze(1), 0, grad).to(logits.dtype)
+    grad = (hot(competitor) - hot(label)).to(dtype)
+    if dlr:
+        order = torch.argsort(scores, dim=1, descending=True, stable=True)[:, :4]
+        top = scores.gather(1, order)
+        if other is None:
+            spread = top[:, 0] - top[:, 2] + DLR_FLOOR
+            slope = (hot(order[:, 0]) - hot(order[:, 2])).to(dtype)
+        else:
+            spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + DLR_FLOOR
+            slope = hot(order[:, 0]) - (hot(order[:, 2]) + hot(order[:, 3])).to(dtype) / 2
+        loss = loss / spread
+        grad = (grad - loss.unsqueeze(1) * slope) / spread.unsqueeze(1)
+    return torch.where(padding, 0.0, loss), torch.where(padding.unsqueeze(1), 0.0, grad).to(logits.dtype)
+
+
+def kl_divergence(clean: Tensor, adv: Tensor, ids: Tensor | None, both: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(p_clean || p_adv) per row, and its gradients with respect to adv and, if `both`, to clean."""
+    dtype, padding = loss_dtype(adv.dtype), _padding(ids, adv.shape[0], adv.device)
+    log_p = torch.log_softmax(_take(clean, ids).to(dtype), dim=1)
+    log_q = torch.log_softmax(adv.to(dtype), dim=1)
+    p = torch.exp(log_p)
+    ratio = torch.where(p == 0, 0.0, log_p - log_q)  # a class without probability adds nothing
+    loss = (p * ratio).sum(dim=1)
+    adv_grad = torch.exp(log_q) - p
+    clean_grad = p * (ratio - loss.unsqueeze(1)) if both else adv_grad[:0]
+    blank = padding.unsqueeze(1)
+    return (
+        torch.where(padding, 0.0, loss),
+        torch.where(blank, 0.0, adv_grad).to(adv.dtype),
+        (torch.where(blank, 0.0, clean_grad) if both else clean_grad).to(adv.dtype),
+    )
 
 
 # ---------------------------------------------------------------------------------------------- retire

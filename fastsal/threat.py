@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsal import backends  # noqa: F401  (binds the operators)
-from fastsal.operators import channel_view
+from fastsal.checks import NORMS, channel_view
 
 _random_start = torch.ops.fastsal.random_start.default
 _pgd_step = torch.ops.fastsal.pgd_step.default
@@ -20,15 +20,21 @@ BOX_TOLERANCE = 1e-6  # an input this far outside the box is clamped; further, i
 
 
 def norm_order(norm: object) -> float:
-    """The order p of a norm given as "Linf", "L2" (any case), np.inf or 2; L1 is not yet there."""
+    """The order p of a norm given as "Linf", "L2", "L1" (any case), np.inf, 2 or 1."""
     named = {"linf": math.inf, "inf": math.inf, "l2": 2.0, "2": 2.0, "l1": 1.0, "1": 1.0}
     p = named.get(norm.lower()) if isinstance(norm, str) else None
     if isinstance(norm, numbers.Real) and not isinstance(norm, bool):
         p = float(norm)
+    if p not in NORMS:
+        raise ValueError(f"norm: expected 'Linf', 'L2', 'L1', inf, 2 or 1, got {norm!r}")
+    return p
+
+
+def attack_norm(norm: object) -> float:
+    """The order of a norm that attacks take; the operators know L1 too."""
+    p = norm_order(norm)
     if p == 1.0:
-        raise NotImplementedError(f"norm: L1 is not yet built, expected 'Linf' or 'L2', got {norm!r}")
-    if p not in (math.inf, 2.0):
-        raise ValueError(f"norm: expected 'Linf', 'L2', inf or 2, got {norm!r}")
+        raise NotImplementedError(f"norm: L1 attacks are not yet built, expected 'Linf' or 'L2', got {norm!r}")
     return p
 
 
@@ -45,6 +51,14 @@ def cut_of(c: float | None) -> float:
     if c == 0:
         return math.inf
     return -math.inf if c == 1 else -math.log(c)
+
+
+def topk_of(l1_sparsity: float, size: int) -> int:
+    """The share `l1_sparsity` of `size` elements, rounded up, at least one."""
+    number = isinstance(l1_sparsity, numbers.Real) and not isinstance(l1_sparsity, bool)
+    if not number or not 0 < l1_sparsity <= 1:
+        raise ValueError(f"l1_sparsity: expected a share in (0, 1], got {l1_sparsity!r}")
+    return max(1, math.ceil(l1_sparsity * size * (1 - 2.0**-50)))  # 0.05 * 140 is a little more than 7
 
 
 def _round(value: Tensor, dtype: torch.dtype, towards: float) -> Tensor:
@@ -98,6 +112,7 @@ class Threat:
     """A ball of radius `eps` (norm of order `p`) around each sample, cut by a box.
 
     eps, alpha: (1,) or (N,); clip_min, clip_max: (1,), (C,) or None; all in the dtype of x. alpha < 0 descends.
+    topk: how many elements of a row an L1 step moves.
     """
 
     p: float
@@ -105,6 +120,7 @@ class Threat:
     alpha: Tensor
     clip_min: Tensor | None
     clip_max: Tensor | None
+    topk: int = 1
 
     @classmethod
     def around(
@@ -116,12 +132,14 @@ class Threat:
         clip_min: Bound,
         clip_max: Bound,
         descend: bool = False,
+        l1_sparsity: float = 0.05,
     ) -> Threat:
         low, high = bound("clip_min", clip_min, x, math.inf), bound("clip_max", clip_max, x, -math.inf)
         if low is not None and high is not None and not bool((low <= high).all()):
             raise ValueError(f"clip_max: expected at least clip_min ({clip_min}), got {clip_max}")
         size, step = radius("eps", eps, x), radius("alpha", alpha, x)
-        return cls(norm_order(norm), size, -step if descend else step, low, high)
+        topk = topk_of(l1_sparsity, math.prod(x.shape[1:]))
+        return cls(norm_order(norm), size, -step if descend else step, low, high, topk)
 
     def start(self, x: Tensor, seed: Tensor, sample_ids: Tensor | None, ids: Tensor | None = None) -> Tensor:
         """x_0 = project(x + noise) for the samples `ids` (all of them if None)."""
@@ -133,7 +151,7 @@ class Threat:
     ) -> tuple[Tensor, Tensor]:
         """x_{k+1} = project(x_k + alpha * direction(grad)), and which rows had a gradient that is not finite."""
         following: tuple[Tensor, Tensor] = _pgd_step(
-            x, x_k, grad, self.eps, self.alpha, self.clip_min, self.clip_max, rows, ids, self.p
+            x, x_k, grad, self.eps, self.alpha, self.clip_min, self.clip_max, rows, ids, self.p, self.topk
         )
         return following
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastsal.evaluate import accuracy, check_amount, checked_pair, robust_accuracy
 from fastsal.methods import METHODS, Settings
 from fastsal.progress import bar
-from fastsal.threat import Bound, cut_of, norm_order
+from fastsal.threat import Bound, attack_norm, cut_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -220,7 +220,7 @@ def _check(
         check_amount("alpha", settings.alpha)
     check_amount("natural_weight", settings.natural_weight)
     cut_of(settings.c)
-    norm_order(settings.norm)
+    attack_norm(settings.norm)
     if scheduler is None:
         return
     if optimizer is None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fastsal.backends import EXTENSION, body_of, implementation
-from fastsal.operators import FLOATS, GRADIENTS, OPERATORS
+from fastsal.checks import FLOATS, GRADIENTS
+from fastsal.operators import OPERATORS
 
 INF = math.inf
 LAYOUTS = ("contiguous", "channels_last", "strided")

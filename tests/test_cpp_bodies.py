@@ -15,7 +15,7 @@ import torch
 from operands import BODIES, BOXES, INF, LAYOUTS, around, bits, box, clean, gradients, laid_out, run, same_bits, scores
 from torch import Tensor
 
-from fastsal.operators import FLOATS, GRADIENTS
+from fastsal.checks import FLOATS, GRADIENTS
 
 if "cpp" not in BODIES:
     pytest.skip("the C++ extension is not built", allow_module_level=True)

@@ -20,7 +20,8 @@ from operands import BODIES, INF, LAYOUTS, arguments, around, box, clean, dtypes
 from torch import Tensor
 
 from fastsal.backends import EXTENSION
-from fastsal.operators import FLOATS, GRADIENTS, OPERATORS
+from fastsal.checks import FLOATS, GRADIENTS
+from fastsal.operators import OPERATORS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TIERS = ("baseline", "avx2", "avx512")

@@ -12,7 +12,7 @@ from operands import scores
 from torch import Tensor
 
 from fastsal import functional
-from fastsal.operators import GRADIENTS
+from fastsal.checks import GRADIENTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Loss = Callable[..., Tensor]
@@ -232,9 +232,9 @@ def test_the_start_depends_on_seed_and_sample_alone_and_the_global_generator_sta
         ({"eps": math.nan}, ValueError, "eps: expected finite and >= 0, got nan"),
         ({"alpha": math.inf}, ValueError, "alpha: expected finite and >= 0, got inf"),
         ({"eps": torch.ones(2)}, ValueError, r"eps: expected a float or shape \(3,\), one per sample, got \(2,\)"),
-        ({"norm": "L3"}, ValueError, "norm: expected 'Linf', 'L2', inf or 2, got 'L3'"),
+        ({"norm": "L3"}, ValueError, "norm: expected 'Linf', 'L2', 'L1', inf, 2 or 1, got 'L3'"),
         ({"norm": True}, ValueError, "norm: expected"),
-        ({"norm": "L1"}, NotImplementedError, "norm: L1 is not yet built"),
+        ({"norm": "L1", "l1_sparsity": 0.0}, ValueError, r"l1_sparsity: expected a share in \(0, 1\], got 0.0"),
         ({"clip_min": torch.zeros(5)}, ValueError, r"clip_min: expected a float or shape \(2,\), one per channel"),
         ({"clip_max": math.nan}, ValueError, "clip_max: expected numbers, got nan"),
         ({"clip_max": -1.0}, ValueError, r"clip_max: expected at least clip_min \(0.0\), got -1.0"),

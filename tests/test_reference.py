@@ -14,7 +14,7 @@ from operands import INF, around, clean, gradients, scores
 from torch import Tensor
 
 from fastsal import reference
-from fastsal.operators import FLOATS
+from fastsal.checks import FLOATS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 quick = settings(max_examples=60, deadline=None, derandomize=True)

@@ -21,8 +21,8 @@ int64_t pgd_step(Tensor x, Tensor x_adv, Tensor grad, Tensor eps, Tensor alpha, 
 int64_t truncated_cross_entropy(Tensor logits, Tensor target, std::optional<Tensor> ids, double cut, Tensor loss,
                                 Tensor grad, Tensor right, Tensor over);
 
-int64_t margin_loss(Tensor logits, Tensor target, std::optional<Tensor> other, std::optional<Tensor> ids, Tensor loss,
-                    Tensor grad);
+int64_t margin_loss(Tensor logits, Tensor target, std::optional<Tensor> other, std::optional<Tensor> ids, bool dlr,
+                    Tensor loss, Tensor grad);
 
 int64_t retire(Tensor previous, Tensor current, std::optional<Tensor> right, std::optional<Tensor> over,
                std::optional<Tensor> rows, std::optional<Tensor> ids, Tensor result, Tensor stop, int64_t step,

@@ -105,8 +105,8 @@ int64_t truncated_cross_entropy(Tensor logits, Tensor target, std::optional<Tens
   });
 }
 
-int64_t margin_loss(Tensor logits, Tensor target, std::optional<Tensor> other, std::optional<Tensor> ids, Tensor loss,
-                    Tensor grad) {
+int64_t margin_loss(Tensor logits, Tensor target, std::optional<Tensor> other, std::optional<Tensor> ids, bool dlr,
+                    Tensor loss, Tensor grad) {
   const int64_t count = logits.size(0), classes = logits.size(1), labels = target.size(0);
   const Index samples(ids);
   const int64_t *y = data<int64_t>(target), *rival = data<int64_t>(other);

@@ -103,7 +103,7 @@ int64_t step_of(const Tensor& x, const Tensor& x_adv, const Tensor& grad, const 
 
 int64_t pgd_step(Tensor x, Tensor x_adv, Tensor grad, Tensor eps, Tensor alpha, std::optional<Tensor> clip_min,
                  std::optional<Tensor> clip_max, std::optional<Tensor> rows, std::optional<Tensor> ids, double p,
-                 Tensor next, Tensor nonfinite) {
+                 int64_t topk, Tensor next, Tensor nonfinite) {
   const auto call = [&](auto zero, auto gradient) {
     return step_of<decltype(zero), decltype(gradient)>(x, x_adv, grad, eps, alpha, clip_min, clip_max, rows, ids, p,
                                                        next, nonfinite);

@@ -16,7 +16,7 @@ int64_t random_start(Tensor x, Tensor eps, Tensor seed, std::optional<Tensor> sa
 
 int64_t pgd_step(Tensor x, Tensor x_adv, Tensor grad, Tensor eps, Tensor alpha, std::optional<Tensor> clip_min,
                  std::optional<Tensor> clip_max, std::optional<Tensor> rows, std::optional<Tensor> ids, double p,
-                 Tensor next, Tensor nonfinite);
+                 int64_t topk, Tensor next, Tensor nonfinite);
 
 int64_t truncated_cross_entropy(Tensor logits, Tensor target, std::optional<Tensor> ids, double cut, Tensor loss,
                                 Tensor grad, Tensor right, Tensor over);

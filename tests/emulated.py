@@ -1,0 +1,159 @@
+"""Runs CUDA operators on the CPU: `emulated(NAME, *args, *outs)` calls launch_NAME of csrc/cuda with the tensors'
+pointers, on the emulator in tests/emulator.
+
+The fields of an operator's Call struct are read from its header and filled by name: a tensor's pointer (`NAME` or
+`NAME_out`), a tensor's dtype (`NAME_dtype`), a number among the arguments, or what `SIZES` derives from the shapes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastsal.backends import implementation
+from fastsal.operators import OPERATORS
+
+HERE = Path(__file__).parent
+CSRC = HERE.parent / "csrc"
+HEADER = HERE / "emulator" / "cuda_on_cpu.h"
+FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra"]
+FLAGS += ["-Werror", "-Wno-unknown-pragmas"]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # the enum of csrc/cuda/call.h
+SCALARS = {"int64_t": ctypes.c_int64, "double": ctypes.c_double, "bool": ctypes.c_bool, "Dtype": ctypes.c_int32}
+
+ENTRY = """#include "cuda/{name}.cu"
+extern "C" const char* run(const fastsal::{call}* call, uint64_t seed, unsigned block_threads) {{
+  return emulator::guarded(seed, block_threads, [&] {{ fastsal::launch_{name}(*call, nullptr); }});
+}}
+extern "C" int64_t launches() {{ return int64_t(emulator::machine().launches.size()); }}
+"""
+
+
+class EmulatorError(RuntimeError):
+    """What the emulator found wrong with a kernel."""
+
+
+def _row_size(x: Tensor) -> int:
+    return math.prod(x.shape[1:])
+
+
+# Per operator: the numbers of its Call struct that no argument has, from its arguments and outputs by name.
+SIZES: dict[str, Callable[[dict[str, Any]], dict[str, int]]] = {
+    "retire": lambda v: {
+        "count": v["current"].shape[0],
+        "points": v["previous"].shape[0],
+        "samples": v["result"].shape[0],
+        "size": _row_size(v["current"]),
+    },
+}
+
+
+def compiler() -> str:
+    """The C++ compiler; skips where it, or the sources, are not there."""
+    if not (CSRC / "cuda").is_dir():
+        pytest.skip("tested without the repository around it: there is no csrc/cuda beside tests/")
+    found = next(filter(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")), None)
+    if found is None:
+        pytest.skip("no C++ compiler: none of $CXX, c++, g++ and clang++ is on the PATH")
+    return found
+
+
+def build(source: str, *extra: str, suffix: str = ".so") -> Path:
+    """`source` compiled on the emulator; kept in the temporary directory under the hash of all that goes into it."""
+    tool = compiler()
+    files = [HEADER, *sorted(CSRC.glob("cuda/*")), *sorted(CSRC.glob("rows/*"))]
+    flags = [*FLAGS, *(["-shared"] if suffix == ".so" else []), *extra]
+    content = [source.encode(), " ".join([tool, *flags]).encode(), *(file.read_bytes() for file in files)]
+    version = subprocess.run([tool, "--version"], capture_output=True, check=True).stdout
+    key = hashlib.sha256(b"\0".join([version, *content])).hexdigest()[:24]
+    into = Path(tempfile.gettempdir()) / f"fastsal-emulator-{os.getuid()}"
+    into.mkdir(mode=0o700, exist_ok=True)
+    built = into / f"{key}{suffix}"
+    if not built.exists():
+        with tempfile.TemporaryDirectory(dir=into) as work:
+            fresh = Path(work) / built.name
+            command = [tool, *flags, "-include", str(HEADER), "-I", str(CSRC), "-x", "c++", "-", "-o", str(fresh)]
+            outcome = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+            assert outcome.returncode == 0, outcome.stderr
+            fresh.replace(built)  # at once, in case another test process builds the same
+    return built
+
+
+def _call_name(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_")) + "Call"
+
+
+@functools.cache
+def _library(name: str) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(build(ENTRY.format(name=name, call=_call_name(name)))))
+    library.run.restype = ctypes.c_char_p
+    library.run.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint]
+    library.launches.restype = ctypes.c_int64
+    return library
+
+
+@functools.cache
+def call_struct(name: str) -> type[ctypes.Structure]:
+    """The Call struct of an operator, as its header declares it."""
+    text = re.sub(r"//.*", "", (CSRC / "cuda" / f"{name}.h").read_text())
+    body = re.search(rf"struct {_call_name(name)} {{(.*?)}};", text, re.DOTALL)
+    assert body, f"no struct {_call_name(name)} in {name}.h"
+    fields: list[tuple[str, Any]] = []
+    for declaration in filter(None, (part.strip() for part in body[1].split(";"))):
+        kind, names = re.fullmatch(r"((?:const )?\w+\s*\*?)\s*([\w, ]+)", declaration).groups()  # type: ignore[union-attr]
+        ctype = ctypes.c_void_p if "*" in kind else SCALARS[kind.strip()]
+        fields += [(field.strip(), ctype) for field in names.split(",")]
+    return type(_call_name(name), (ctypes.Structure,), {"_fields_": fields})
+
+
+def fill(name: str, operands: tuple[Any, ...]) -> ctypes.Structure:
+    """The Call of an operator for its arguments and outputs."""
+    operator = OPERATORS[name]
+    values = dict(zip((*operator.argument_names, *operator.out_names), operands, strict=True))
+    sizes = SIZES[name](values)
+    call = call_struct(name)()
+    for field, ctype in call._fields_:
+        value = values.get(field)
+        if ctype is ctypes.c_void_p:
+            assert field in values, f"{field}: no argument or output of {name}"
+            setattr(call, field, None if value is None else value.data_ptr())
+        elif field.endswith("_dtype"):
+            setattr(call, field, DTYPES.index(values[field.removesuffix("_dtype")].dtype))
+        else:
+            setattr(call, field, sizes[field] if field in sizes else values[field])
+    return call
+
+
+def emulated(name: str, *operands: Any, seed: int = 0, threads: int = 0) -> int:
+    """A body: the arguments of the operator, then its outputs. `threads`: at most so many in a block (0: the usual)."""
+    call = fill(name, operands)
+    message = _library(name).run(ctypes.byref(call), seed, threads)
+    if message:
+        raise EmulatorError(message.decode())
+    return 0
+
+
+def launches(name: str) -> int:
+    """How many kernels the last call of `name` launched."""
+    return int(_library(name).launches())
+
+
+def run_emulated(name: str, *args: Any, seed: int = 0, threads: int = 0) -> tuple[Tensor, ...]:
+    """The operator behind the contract's own checks, computed by its emulated CUDA body; always a tuple."""
+    body = functools.partial(emulated, name, seed=seed, threads=threads)
+    out = implementation(OPERATORS[name], body, check_values=False)(*args)
+    return out if isinstance(out, tuple) else (out,)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from fastsal.algorithm import Rule, sensible_adversaries
-from fastsal.judge import Judge, loss_of
+from fastsal.checks import FLOATS
+from fastsal.facts import Facts
+from fastsal.judge import Judge, check_range, loss_of
 from fastsal.live import AttackInfo, LiveRows
 from fastsal.model_view import RandomState, attacked, warn_of_probabilities
-from fastsal.checks import FLOATS
 from fastsal.operators import memory_format
-from fastsal.threat import Bound, Threat, attack_norm, cut_of, norm_name, number_or_tensor
+from fastsal.threat import Bound, Threat, attack_norm, cut_of, largest_radius, norm_name, number_or_tensor
 
 
 class Attack:
@@ -120,34 +121,56 @@ class Attack:
         with torch.inference_mode(False), torch.no_grad(), RandomState(x.device, generator) as random_state:
             x = x.detach()
             x = x.contiguous(memory_format=memory_format(x))
-            threat = self._threat(x)
-            x = threat.admit(x, self.check_inputs)
+            facts = Facts()
+            threat = self._threat(x, facts)
+            outside = threat.inspect(x, facts) if self.check_inputs else []
+            labels = _labels(y, facts) if self.check_inputs else []
+            largest = largest_radius(self.eps, threat, facts)
+            if self.check_inputs or x.device.type == "cpu":
+                facts.read()  # the one wait for the values of the arguments
+            x = threat.admitted(x, outside)
             key = _seed(seed, generator, x.device)
             random_state.keep()
-            if len(x) == 0 or self.steps == 0 or not bool(threat.eps.any()):
+            if len(x) == 0 or self.steps == 0 or largest == [0.0]:
                 live = LiveRows(x, 0)
                 live.finish(x.clone())
             else:
-                live = self._run(threat, x, y, key, sample_ids)
+                live = self._run(threat, x, y, labels, key, sample_ids)
             return (live.result, live.info()) if return_info else live.result
 
     perturb = __call__
 
-    def _threat(self, x: Tensor) -> Threat:
+    def _threat(self, x: Tensor, facts: Facts) -> Threat:
         alpha = self.alpha
         if alpha is None:
             number_or_tensor("eps", self.eps)
             alpha = self.eps * (1.875 / max(self.steps, 1))
-        return Threat.around(x, self.norm, self.eps, alpha, self.clip_min, self.clip_max, descend=self.targeted)
+        return Threat.around(
+            x, self.norm, self.eps, alpha, self.clip_min, self.clip_max, descend=self.targeted, facts=facts
+        )
 
-    def _run(self, threat: Threat, x: Tensor, y: Tensor | None, seed: Tensor, sample_ids: Tensor | None) -> LiveRows:
+    def _run(
+        self,
+        threat: Threat,
+        x: Tensor,
+        y: Tensor | None,
+        labels: list[float],
+        seed: Tensor,
+        sample_ids: Tensor | None,
+    ) -> LiveRows:
         with attacked(self.model, x) as logits:
             predicting = y is None
             if y is None:
                 y = logits(x.clone()).argmax(dim=1)  # a clone: a model may edit its input in place
             name, other = loss_of(self.loss)
             cut = None if self.c is None else cut_of(self.c)
-            judge = Judge(y, cut, name, other, lambda z: warn_of_probabilities(self.model, z), self.check_inputs)
+
+            def at_first_sight(z: Tensor) -> None:
+                check_range(labels, z.shape[1])
+                if self.check_inputs:
+                    warn_of_probabilities(self.model, z)
+
+            judge = Judge(y, cut, name, other, at_first_sight)
 
             def noise(ids: Tensor | None) -> Tensor:
                 if self.rule.random_start:
@@ -184,7 +207,8 @@ class SENSE(Attack):
         decide_at: where that is decided: at the noisy "start", or at "clean" x, with one more forward.
         truncate: False keeps ignored rows ignored and truncates nothing (the paper's warm-up epochs).
         clip_min, clip_max: the box; a float, (C,) for one value per channel (dimension 1), or None.
-        check_inputs: False skips the look at x and y values, which waits for an accelerator.
+        check_inputs: False skips the look at the values of the arguments, the one wait for an accelerator before the
+            first forward (and, until a model has shown a negative logit, at its first outputs).
 
     Source: Kim & Wang, "Robust Sensible Adversarial Learning of Deep Neural Networks for Image Classification",
     arXiv 2205.10457.
@@ -279,6 +303,14 @@ def _check_batch(x: Tensor, y: Tensor | None, sample_ids: Tensor | None, targete
             raise ValueError(f"{name}: expected shape ({x.shape[0]},), one per row of x, got {tuple(vector.shape)}")
         if vector.device != x.device:
             raise ValueError(f"{name}: expected device {x.device}, that of x, got {vector.device}")
+
+
+def _labels(y: Tensor | None, facts: Facts) -> list[float]:
+    """Holds, when the facts were read, the least and the largest label."""
+    found: list[float] = []
+    if y is not None and y.numel():
+        facts.expect([y.amin(), y.amax()], found.extend)
+    return found
 
 
 def _seed(seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -123,5 +123,3 @@ def in_box(operator: str, x: Tensor, ids: Tensor | None, clip_min: Tensor | None
             "finite values in [clip_min, clip_max]",
             f"a value outside in row {int(samples[at])} (its range: {rows[at].min()} to {rows[at].max()})",
         )
-
-

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsal.attack import PGD, Attack, _check_batch
-from fastsal.judge import TargetedMargin
+from fastsal.judge import TargetedMargin, check_range
 from fastsal.model_view import RandomState, attacked
 from fastsal.progress import bar
 from fastsal.threat import Bound, Threat, attack_norm, norm_name
@@ -140,7 +140,7 @@ def evaluate(
     samples = 0
     batches = length_hint(loader, 0) or None  # None: it does not say
     for x, y in bar(_placed(model, loader), batches, "evaluate", progress):
-        Threat.around(x, norm, eps, 0.0, clip_min, clip_max).admit(x, True)
+        Threat.around(x, norm, eps, 0.0, clip_min, clip_max).admit(x)
         batch = _Batch(model, x, y, samples)
         worst = batch.natural.clone()
         for name, how in attacks.items():
@@ -276,7 +276,7 @@ def robust_accuracy(
     for x, y in _placed(model, loader):
         if rows is not None:
             x, y = x[: rows - seen], y[: rows - seen]
-        Threat.around(x, norm, eps, 0.0, clip_min, clip_max).admit(x, True)
+        Threat.around(x, norm, eps, 0.0, clip_min, clip_max).admit(x)
         batch = _Batch(model, x, y, seen)
         stands = _untargeted(batch, how, eps, norm, seed, {"clip_min": clip_min, "clip_max": clip_max})
         right, seen = right + int(stands.sum()), seen + len(y)
@@ -325,8 +325,4 @@ def check_amount(name: str, value: Any) -> None:
 
 def check_labels(y: Tensor, logits: Tensor) -> None:
     """Labels y (N,) are classes of logits (N, C), or one clear error."""
-    if not len(y):
-        return
-    low, high = (int(edge) for edge in torch.aminmax(y))
-    if low < 0 or high >= logits.shape[1]:
-        raise ValueError(f"y: expected labels in [0, {logits.shape[1]}), the classes of the model, got {low} to {high}")
+    check_range([float(edge) for edge in torch.aminmax(y)] if len(y) else [], logits.shape[1])

@@ -79,7 +79,11 @@ class _KLDivergence(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, _: Tensor, __: Tensor) -> tuple[Tensor | None, Tensor, None]:
         adv_grad, clean_grad = ctx.saved_tensors
         each = upstream.unsqueeze(1)
-        return (each * clean_grad).to(clean_grad.dtype) if ctx.both else None, (each * adv_grad).to(adv_grad.dtype), None
+        return (
+            (each * clean_grad).to(clean_grad.dtype) if ctx.both else None,
+            (each * adv_grad).to(adv_grad.dtype),
+            None,
+        )
 
 
 def truncated_cross_entropy(logits: Tensor, target: Tensor, c: float | None = 0.5, reduction: str = "mean") -> Tensor:
@@ -242,7 +246,9 @@ def pgd_step(
     Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018; L1: Croce & Hein,
     "Mind the Box: l1-APGD for Sparse Adversarial Attacks on Image Classifiers", 2021.
     """
-    return Threat.around(x, norm, eps, alpha, clip_min, clip_max, l1_sparsity=l1_sparsity).step(x, x_adv, grad, rows, ids)[0]
+    return Threat.around(x, norm, eps, alpha, clip_min, clip_max, l1_sparsity=l1_sparsity).step(
+        x, x_adv, grad, rows, ids
+    )[0]
 
 
 def retire(

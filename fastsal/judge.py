@@ -36,7 +36,6 @@ class Judge:
     loss: str
     other: Tensor | None  # the class held against y, for a targeted margin
     at_first_sight: Callable[[Tensor], None]
-    check_labels: bool
     right_at_first: Tensor | None = None
     _seen: bool = False
 
@@ -63,14 +62,14 @@ class Judge:
         if self._seen:
             return
         self._seen = True
-        if not self.check_labels:
-            return
         self.at_first_sight(logits)
-        low, high = (int(edge) for edge in torch.aminmax(self.y))
-        if low < 0 or high >= logits.shape[1]:
-            raise ValueError(
-                f"y: expected labels in [0, {logits.shape[1]}), the classes of the model, got {low} to {high}"
-            )
+
+
+def check_range(labels: list[float], classes: int) -> None:
+    """The least and the largest label, where they are known, are classes, or one clear error."""
+    if labels and not 0 <= labels[0] <= labels[1] < classes:
+        low, high = map(int, labels)
+        raise ValueError(f"y: expected labels in [0, {classes}), the classes of the model, got {low} to {high}")
 
 
 def loss_of(loss: object) -> tuple[str, Tensor | None]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_warned_of_probabilities: weakref.WeakSet[Any] = weakref.WeakSet()
+_outputs_known: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class RandomState:
@@ -178,21 +178,27 @@ def _logits(output: Any, rows: int) -> Tensor:
 
 
 def warn_of_probabilities(model: Any, logits: Tensor) -> None:
-    """Warns, once per model, when every row looks like a distribution: softmax twice blunts every attack."""
+    """Warns, once per model, when every row looks like a distribution: softmax twice blunts every attack.
+
+    A model that has shown a negative logit is not looked at again, and then nothing waits for the device.
+    """
     inner = unwrapped(model)
     try:
-        if inner in _warned_of_probabilities:
+        if inner in _outputs_known:
             return
     except TypeError:  # not hashable or not weakly referable: then there is nothing to remember it by
         inner = None
     scores = logits.detach().float()
-    if scores.shape[0] == 0 or bool((scores < 0).any()):
+    if scores.shape[0] == 0:
         return
-    if bool(((scores.sum(dim=1) - 1).abs() < 1e-3).all()):
+    apart = (scores.sum(dim=1) - 1).abs()
+    least, farthest = torch.stack((scores.amin(), apart.amax())).tolist()
+    likely = least >= 0 and farthest < 1e-3
+    if likely:
         warnings.warn(
             "model: expected logits, got rows that are >= 0 and sum to 1, like probabilities. An attack on "
             "probabilities is weaker than it looks: return the layer before the softmax",
-            stacklevel=7,
+            stacklevel=8,
         )
-        if inner is not None:
-            _warned_of_probabilities.add(inner)
+    if inner is not None and (likely or least < 0):
+        _outputs_known.add(inner)

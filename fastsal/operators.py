@@ -154,7 +154,9 @@ def _random_start_plan(
     check.bound(name, "clip_max", clip_max, x)
     check.index(name, "ids", ids)
     check.norm(name, p)
-    check.device(name, x.device, eps=eps, sample_ids=sample_ids, clip_min=clip_min, clip_max=clip_max, ids=ids, seed=seed)
+    check.device(
+        name, x.device, eps=eps, sample_ids=sample_ids, clip_min=clip_min, clip_max=clip_max, ids=ids, seed=seed
+    )
     return (_rows(x, x.shape[0] if ids is None else ids.shape[0]),)
 
 
@@ -264,9 +266,7 @@ def _slope(logits: Tensor) -> Out:
     return Out(tuple(logits.shape), logits.dtype, logits.device)
 
 
-def _truncated_cross_entropy_plan(
-    logits: Tensor, target: Tensor, ids: Tensor | None, cut: float
-) -> tuple[Out, ...]:
+def _truncated_cross_entropy_plan(logits: Tensor, target: Tensor, ids: Tensor | None, cut: float) -> tuple[Out, ...]:
     name = "truncated_cross_entropy"
     check.logits(name, "logits", logits)
     _labels(name, logits, ids, target=target)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastsal import backends  # noqa: F401  (binds the operators)
 from fastsal.checks import NORMS, channel_view
+from fastsal.facts import Check, Facts
 
 _random_start = torch.ops.fastsal.random_start.default
 _pgd_step = torch.ops.fastsal.pgd_step.default
@@ -75,36 +76,50 @@ def number_or_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a number or a tensor of numbers, got {value!r}")
 
 
-def _values(name: str, value: float | Tensor, count: int, unit: str, device: torch.device) -> Tensor:
+def _values(name: str, value: float | Tensor, count: int, unit: str, x: Tensor) -> Tensor:
     """A float, or one value per sample or channel, as a float64 vector of length 1 or `count`."""
     number_or_tensor(name, value)
-    given = torch.as_tensor(value, dtype=torch.float64, device=device).detach()
-    if given.dim() > 1 or (given.dim() == 1 and given.shape[0] not in (1, count)):
-        raise ValueError(f"{name}: expected a float or shape ({count},), one per {unit}, got {tuple(given.shape)}")
-    return given.reshape(-1)
-
-
-def radius(name: str, value: float | Tensor, x: Tensor) -> Tensor:
-    """eps or alpha in the dtype of x, never above what was asked for."""
-    if isinstance(value, Tensor) and value.device != x.device and value.dim() > 0:
+    if not isinstance(value, Tensor):
+        return torch.full((1,), float(value), dtype=torch.float64, device=x.device)
+    if value.device != x.device and value.dim() > 0:
         raise ValueError(f"{name}: expected device {x.device}, that of x, got {value.device}")
-    given = _values(name, value, x.shape[0], "sample", x.device)
-    if not bool(((given >= 0) & torch.isfinite(given)).all()):
-        raise ValueError(f"{name}: expected finite and >= 0, got {value}")
+    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, count)):
+        raise ValueError(f"{name}: expected a float or shape ({count},), one per {unit}, got {tuple(value.shape)}")
+    return value.detach().to(x.device, torch.float64).reshape(-1)
+
+
+def radius(name: str, value: float | Tensor, x: Tensor, facts: Facts) -> Tensor:
+    """eps or alpha in the dtype of x, never above what was asked for."""
+    given = _values(name, value, x.shape[0], "sample", x)
+
+    def check(numbers: list[float]) -> None:
+        if not all(number >= 0 and math.isfinite(number) for number in numbers):
+            raise ValueError(f"{name}: expected finite and >= 0, got {value}")
+
+    _expect(given, value, facts, check)
     return _round(given, x.dtype, -math.inf)
 
 
-def bound(name: str, value: Bound, x: Tensor, towards: float) -> Tensor | None:
+def bound(name: str, value: Bound, x: Tensor, towards: float, facts: Facts) -> Tensor | None:
     if value is None:
         return None
-    if isinstance(value, Tensor) and value.device != x.device and value.dim() > 0:
-        raise ValueError(f"{name}: expected device {x.device}, that of x, got {value.device}")
-    channels = x.shape[1] if x.dim() > 1 else 1
-    given = _values(name, value, channels, "channel", x.device)
-    if bool(torch.isnan(given).any()):
-        raise ValueError(f"{name}: expected numbers, got {value}")
+    given = _values(name, value, x.shape[1] if x.dim() > 1 else 1, "channel", x)
+
+    def check(numbers: list[float]) -> None:
+        if any(map(math.isnan, numbers)):
+            raise ValueError(f"{name}: expected numbers, got {value}")
+
+    _expect(given, value, facts, check)
     largest = torch.finfo(x.dtype).max
     return _round(given.clamp(-largest, largest), x.dtype, towards)
+
+
+def _expect(given: Tensor, value: float | Tensor, facts: Facts, check: Check) -> None:
+    """The extremes of `given`, NaN where one is in it: at once where the host knows them, else with the other facts."""
+    if not isinstance(value, Tensor):
+        check([float(value)])
+    elif given.numel():
+        facts.expect([given.amin(), given.amax()], check)
 
 
 @dataclass(frozen=True)
@@ -133,11 +148,25 @@ class Threat:
         clip_max: Bound,
         descend: bool = False,
         l1_sparsity: float = 0.05,
+        facts: Facts | None = None,
     ) -> Threat:
-        low, high = bound("clip_min", clip_min, x, math.inf), bound("clip_max", clip_max, x, -math.inf)
-        if low is not None and high is not None and not bool((low <= high).all()):
-            raise ValueError(f"clip_max: expected at least clip_min ({clip_min}), got {clip_max}")
-        size, step = radius("eps", eps, x), radius("alpha", alpha, x)
+        """The threat that a user describes. Values are checked here, or, with `facts`, when those are read."""
+        known = Facts() if facts is None else facts
+        low = bound("clip_min", clip_min, x, math.inf, known)
+        high = bound("clip_max", clip_max, x, -math.inf, known)
+        if low is not None and high is not None:
+
+            def ordered(numbers: list[float]) -> None:
+                if not numbers[0] <= numbers[1]:
+                    raise ValueError(f"clip_max: expected at least clip_min ({clip_min}), got {clip_max}")
+
+            if isinstance(clip_min, Tensor) or isinstance(clip_max, Tensor):
+                known.expect([(low - high).amax(), low.new_zeros(())], ordered)
+            elif clip_min is not None and clip_max is not None:
+                ordered([clip_min, clip_max])
+        size, step = radius("eps", eps, x, known), radius("alpha", alpha, x, known)
+        if facts is None:
+            known.read()
         topk = topk_of(l1_sparsity, math.prod(x.shape[1:]))
         return cls(norm_order(norm), size, -step if descend else step, low, high, topk)
 
@@ -155,32 +184,60 @@ class Threat:
         )
         return following
 
-    def admit(self, x: Tensor, check: bool) -> Tensor:
-        """x itself, or x clamped where it lies up to 1e-6 outside the box; further outside, or NaN, is an error."""
+    def inspect(self, x: Tensor, facts: Facts) -> list[float]:
+        """Asks for the range of x: an x that is not finite, or more than 1e-6 outside the box, is an error.
+
+        The list holds, when the facts were read, how far x lies outside the box.
+        """
+        found: list[float] = []
+        if x.numel() == 0:
+            return found
         low, high = self.clip_min, self.clip_max
-        if check and x.numel():
-            per_channel = max(0 if edge is None else edge.shape[0] for edge in (low, high)) > 1
-            dims = [0, *range(2, x.dim())] if per_channel else list(range(x.dim()))
-            least, most = x.amin(dims).view(-1), x.amax(dims).view(-1)
-            below = (low - least).amax() if low is not None else least.new_zeros(())
-            above = (most - high).amax() if high is not None else least.new_zeros(())
-            facts = torch.stack((below, above, least.amin(), most.amax())).tolist()  # the one copy to the host
-            outside = max(facts[:2])
-            if not all(map(math.isfinite, facts[2:])):
-                raise ValueError(f"x: expected finite values, got a range of {facts[2]} to {facts[3]}")
+        per_channel = max(0 if edge is None else edge.shape[0] for edge in (low, high)) > 1
+        dims = [0, *range(2, x.dim())] if per_channel else list(range(x.dim()))
+        least, most = x.amin(dims).view(-1), x.amax(dims).view(-1)
+        below = (low - least).amax() if low is not None else least.new_zeros(())
+        above = (most - high).amax() if high is not None else least.new_zeros(())
+
+        def check(numbers: list[float]) -> None:
+            outside, span, edges = max(numbers[:2]), numbers[2:4], numbers[4:]
+            if not all(map(math.isfinite, span)):
+                raise ValueError(f"x: expected finite values, got a range of {span[0]} to {span[1]}")
             if outside > BOX_TOLERANCE:
-                box = "[clip_min, clip_max]" if per_channel else f"[{_edge(low)}, {_edge(high)}]"
+                ends = ["unbounded" if math.isinf(edge) else f"{edge:g}" for edge in edges]
+                box = "[clip_min, clip_max]" if per_channel else f"[{', '.join(ends)}]"
                 raise ValueError(
-                    f"x: expected values in {box}, got a range of {facts[2]:.9g} to {facts[3]:.9g}, {outside:.3g} "
+                    f"x: expected values in {box}, got a range of {span[0]:.9g} to {span[1]:.9g}, {outside:.3g} "
                     "outside; clip_min and clip_max take a float, one value per channel, or None for no bound"
                 )
-            if outside <= 0:
-                return x
-        if low is None and high is None:
+            found.append(outside)
+
+        edges = [least.new_full((), math.inf) if edge is None else edge[0] for edge in (low, high)]
+        facts.expect([below, above, least.amin(), most.amax(), *edges], check)
+        return found
+
+    def admitted(self, x: Tensor, outside: list[float]) -> Tensor:
+        """x itself where :meth:`inspect` found it in the box, else x clamped into it."""
+        low, high = self.clip_min, self.clip_max
+        if (low is None and high is None) or (outside and outside[0] <= 0):
             return x
         edges = [None if edge is None else channel_view(edge, x) for edge in (low, high)]
         return x.clamp(*edges)
 
+    def admit(self, x: Tensor) -> Tensor:
+        """x as an attack takes it, looked at here and now."""
+        facts = Facts()
+        outside = self.inspect(x, facts)
+        facts.read()
+        return self.admitted(x, outside)
 
-def _edge(bound: Tensor | None) -> str:
-    return "unbounded" if bound is None else f"{bound[0].item():g}"
+
+def largest_radius(eps: float | Tensor, threat: Threat, facts: Facts) -> list[float]:
+    """Holds the largest radius in the dtype of x: at once where the host knows it, else when the facts were read."""
+    if not isinstance(eps, Tensor):
+        limits = torch.finfo(threat.eps.dtype)
+        return [float(eps) if float(eps) >= limits.tiny * limits.eps else 0.0]  # radii are rounded down
+    found: list[float] = []
+    if threat.eps.numel():
+        facts.expect([threat.eps.amax()], found.extend)
+    return found

@@ -14,7 +14,7 @@ No GPU is needed: the numbers come from the compiled code, the launches and row 
 
 - *rows*: `aligned` has rows of a multiple of 8 elements on a 16-byte base, `any` has any others (the scalar path).
 - *regs*, *spill*, *stack*: per thread; *shared*: bytes per block. Spills and stack must be 0.
-- *128-bit*: loads / stores of 128 bits in the code, of the row operands read / written; at least one each for aligned rows.
+- *128-bit*: loads / stores of 128 bits in the code, of the row operands read / written: one each for aligned rows.
 - *narrow*: other accesses to elements of aligned rows; must be 0.
 - *fma*: fused multiply-adds; must be 0 where the contract fixes the rounding; `free` elsewhere.
 - *launches*, *passes*: of the whole operator: kernels started, and rows read + written per row, in bytes of a row of x.

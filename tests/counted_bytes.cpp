@@ -4,9 +4,10 @@
 #include <type_traits>
 #include <vector>
 
-#include "rows/losses.h"
+#include "rows/margin_loss.h"
 #include "rows/pgd_step.h"
 #include "rows/random_start.h"
+#include "rows/truncated_cross_entropy.h"
 
 namespace fastsal {
 

@@ -82,7 +82,7 @@ template <class T>
 class Bounds {
  public:
   Bounds(const std::optional<Tensor>& clip_min, const std::optional<Tensor>& clip_max, const RowLayout& row) {
-    const T largest = std::numeric_limits<T>::max();
+    const T largest = Limits<T>::largest;
     const auto low = [&](T v) { return v < -largest ? -largest : v; };
     const auto high = [&](T v) { return v > largest ? largest : v; };
     uniform = {is_shared(clip_min) ? low(data<T>(clip_min)[0]) : -largest,

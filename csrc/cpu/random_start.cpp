@@ -71,8 +71,8 @@ struct Start {
     philox(seed, key, kRadiusBlock, words);  // only the first word counts
     // the norm is taken in row-major order, so that a memory format does not change a bit of it
     const double length = lane_norm<false>(layout.size, Values{in_order});
-    const double reach = std::exp(std::log(uniform<double>(words[0])) / double(layout.size));
-    return l2_start<T>(clean, start, normal, layout.size, reach / length * inner_radius(radius), box);
+    const double scale = l2_reach(words[0], layout.size) / length * inner_radius(radius);
+    return scaled_start<T>(clean, start, normal, layout.size, scale, box);
   }
 
   struct Values {

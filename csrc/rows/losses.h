@@ -1,91 +1,105 @@
-// Per-row losses and their gradients with respect to the logits, with the flags that the attack asks for.
+// The losses, element by element. The loops over a row stand in truncated_cross_entropy.h, margin_loss.h and
+// kl_divergence.h. `top` is the largest logit of a row, `total` the sum of its softmax terms.
 #pragma once
 
-#include <cmath>
-
 #include "maths.h"
-#include "pgd_step.h"
 
 namespace fastsal {
 
-template <class T>
-struct Largest {
-  T value;
-  int64_t index;  // the lowest index among the largest; NaN counts as larger than anything
+template <class Z>
+struct LossOf {
+  using Type = float;
+};
+template <>
+struct LossOf<double> {
+  using Type = double;
 };
 
-// The largest of score(0..size-1), in 16 lanes; NaN wins.
-template <class T, class Score>
-FASTSAL_ROW Largest<T> largest_of(int64_t size, Score score) {
-  T best[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) best[l] = -std::numeric_limits<T>::infinity();
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) {
-      const T s = score(i + l);
-      best[l] = s > best[l] || s != s ? s : best[l];  // nothing is > NaN: once in, it stays
-    }
-  T top = -std::numeric_limits<T>::infinity();
-  bool nan = false;
-  for (; i < size; ++i) {
-    const T s = score(i);
-    nan |= s != s;
-    top = s > top ? s : top;
-  }
-  for (int64_t l = 0; l < kLanes; ++l) {
-    nan |= best[l] != best[l];
-    top = best[l] > top ? best[l] : top;
-  }
-  int64_t index = 0;
-  if (nan) {
-    while (score(index) == score(index)) ++index;
-    return {std::numeric_limits<T>::quiet_NaN(), index};
-  }
-  while (index < size && score(index) != top) ++index;
-  return {top, index < size ? index : 0};
-}
-
+// exp(z - top), one term of the sum under a softmax
 template <class T>
-struct CrossEntropy {
-  T loss;
-  bool right, over;
-};
-
-// CE = log sum exp(z - z_max) - (z_y - z_max); gradient softmax(z) - onehot(y)
-template <class T, class Z, class G>
-FASTSAL_ROW CrossEntropy<T> cross_entropy_row(Z logits, G grad, int64_t classes, int64_t label, T cut) {
-  const Largest<T> top = largest_of<T>(classes, [&](int64_t i) FASTSAL_LAMBDA { return T(value(logits[i])); });
-  T lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= classes; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += exp_nonpositive(T(value(logits[i + l])) - top.value);
-  for (int64_t l = 0; i + l < classes; ++l) lanes[l] += exp_nonpositive(T(value(logits[i + l])) - top.value);
-  for (int64_t width = kLanes / 2; width > 0; width /= 2)
-    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
-  const T total = lanes[0];
-  const T loss = T(log_positive(double(total))) - (T(value(logits[label])) - top.value);
-  for (int64_t j = 0; j < classes; ++j) {
-    const T p = exp_nonpositive(T(value(logits[j])) - top.value) / total;
-    store(&grad[j], p);
-  }
-  const T own = exp_nonpositive(T(value(logits[label])) - top.value) / total;
-  store(&grad[label], own - T(1));
-  return {loss, top.value == top.value && top.index == label, !(loss <= cut)};
+FASTSAL_ROW T softmax_term(T z, T top) {
+  return exp_nonpositive(z - top);
 }
 
-// z_other - z_label; other < 0 asks for the best class besides the label
-template <class T, class Z, class G>
-FASTSAL_ROW T margin_row(Z logits, G grad, int64_t classes, int64_t label, int64_t other) {
-  if (other < 0) {
-    const Largest<T> rival = largest_of<T>(classes, [&](int64_t i) FASTSAL_LAMBDA {
-      return i == label ? -std::numeric_limits<T>::infinity() : T(value(logits[i]));
-    });
-    other = rival.value == -std::numeric_limits<T>::infinity() ? (label == 0 ? 1 : 0) : rival.index;
-  }
-  for (int64_t i = 0; i < classes; ++i) store(&grad[i], T(0));
-  store(&grad[other], T(1));
-  store(&grad[label], T(-1));
-  return T(value(logits[other])) - T(value(logits[label]));
+// ------------------------------------------------------------------------------------ cross-entropy
+
+// log sum exp(z - top) - (z_y - top)
+template <class T>
+FASTSAL_ROW T cross_entropy_loss(T total, T own_z, T top) {
+  return T(log_positive(double(total))) - (own_z - top);
+}
+// softmax(z) - onehot(y)
+template <class T>
+FASTSAL_ROW T cross_entropy_slope(T term, T total, bool own) {
+  const T p = term / total;
+  return own ? p - T(1) : p;
+}
+// NaN is over every cut.
+template <class T>
+FASTSAL_ROW bool is_over(T loss, T cut) {
+  return !(loss <= cut);
+}
+
+// ------------------------------------------------------------------------------------- margin, DLR
+
+// d (z_other - z_label) / dz_i
+template <class T>
+FASTSAL_ROW T margin_slope(int64_t i, int64_t label, int64_t other) {
+  return T(i == other) - T(i == label);
+}
+
+// What DLR divides by: z_1 - z_3 of the sorted logits, or z_1 - (z_3 + z_4) / 2 when a target is given, and a floor.
+template <class T>
+FASTSAL_ROW T dlr_spread(T first, T third) {
+  return first - third + T(1e-12);
+}
+template <class T>
+FASTSAL_ROW T dlr_targeted_spread(T first, T third, T fourth) {
+  return first - (third + fourth) / 2 + T(1e-12);
+}
+// Their derivatives by z_i; the indices are those of the sorted logits, the lowest first among equals.
+template <class T>
+FASTSAL_ROW T dlr_spread_slope(int64_t i, int64_t first, int64_t third) {
+  return T(i == first) - T(i == third);
+}
+template <class T>
+FASTSAL_ROW T dlr_targeted_spread_slope(int64_t i, int64_t first, int64_t third, int64_t fourth) {
+  return T(i == first) - (T(i == third) + T(i == fourth)) / 2;
+}
+// d (margin / spread) / dz_i, where `loss` is that quotient
+template <class T>
+FASTSAL_ROW T dlr_slope(T margin_slope, T loss, T spread_slope, T spread) {
+  return (margin_slope - loss * spread_slope) / spread;
+}
+
+// ------------------------------------------------------------------- KL(p_clean || p_adv), p = softmax
+
+// One term of sum p (log p - log q), before the division by the clean total and the shift of kl_shift. A class without
+// probability adds nothing.
+template <class T>
+FASTSAL_ROW T kl_term(T clean_term, T clean_z, T clean_top, T adv_z, T adv_top) {
+  return clean_term == T(0) ? T(0) : clean_term * ((clean_z - clean_top) - (adv_z - adv_top));
+}
+// log of the adversarial total minus log of the clean one
+template <class T>
+FASTSAL_ROW T kl_shift(T clean_total, T adv_total) {
+  return T(log_positive(double(adv_total)) - log_positive(double(clean_total)));
+}
+template <class T>
+FASTSAL_ROW T kl_loss(T terms, T clean_total, T shift) {
+  return terms / clean_total + shift;
+}
+// softmax(adv) - softmax(clean)
+template <class T>
+FASTSAL_ROW T kl_adv_slope(T clean_term, T clean_total, T adv_term, T adv_total) {
+  return adv_term / adv_total - clean_term / clean_total;
+}
+// p (log p - log q - KL)
+template <class T>
+FASTSAL_ROW T kl_clean_slope(T clean_term, T clean_total, T clean_z, T clean_top, T adv_z, T adv_top, T shift, T loss) {
+  const T p = clean_term / clean_total;
+  const T ratio = p == T(0) ? T(0) : ((clean_z - clean_top) - (adv_z - adv_top)) + shift;
+  return p * (ratio - loss);
 }
 
 }  // namespace fastsal

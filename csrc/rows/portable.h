@@ -44,6 +44,15 @@ struct Bits<double> {
   using Unsigned = uint64_t;
 };
 
+// As constants of a class, so that device code may use them: nvcc lets it call no function of the standard library.
+template <class T>
+struct Limits {
+  static constexpr T infinity = std::numeric_limits<T>::infinity();
+  static constexpr T nan = std::numeric_limits<T>::quiet_NaN();
+  static constexpr T largest = std::numeric_limits<T>::max();
+  static constexpr T smallest = std::numeric_limits<T>::denorm_min();
+};
+
 // 16-bit floats as they lie in memory; arithmetic happens in float.
 struct bfloat16 {
   uint16_t bits;

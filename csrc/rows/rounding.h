@@ -54,16 +54,37 @@ FASTSAL_ROW double add_towards(double x, double delta) {
   return delta > 0 ? down : up;
 }
 FASTSAL_ROW float add_towards(float x, double delta) {
+  constexpr float smallest = Limits<float>::smallest;
   const double exact = double(x) + delta;
   const float rounded = float(exact);
-  const float below = rounded == 0 ? -std::numeric_limits<float>::denorm_min() : next_below(rounded);
-  const float above = rounded == 0 ? std::numeric_limits<float>::denorm_min() : next_above(rounded);
+  const float below = rounded == 0 ? -smallest : next_below(rounded);
+  const float above = rounded == 0 ? smallest : next_above(rounded);
   const float down = double(rounded) > exact ? below : rounded;
   const float up = double(rounded) < exact ? above : rounded;
   return delta > 0 ? down : up;
 }
 
-// The L2 radius to aim at: short of eps by a margin, so that rounding in a norm cannot carry a point out of the ball.
+// clean + delta, no further from clean than delta, in the box: where an L2 or L1 step or start ends.
+template <class T>
+FASTSAL_ROW T project_point(T clean, double delta, T low, T high) {
+  return clamp(add_towards(clean, delta), low, high);
+}
+
+// v, but at most eps from clean, exactly, and in the box: where a Linf step or start ends.
+template <class T>
+FASTSAL_ROW T into_ball_and_box(T v, T clean, T low, T high, T eps) {
+  const T floor = round_up_sum(clean, -eps), ceiling = round_down_sum(clean, eps);
+  return clamp(v, floor > low ? floor : low, ceiling < high ? ceiling : high);
+}
+
+// Whether an x breaks the contract: it is outside its box, or NaN.
+template <class T>
+FASTSAL_ROW bool outside_box(T clean, T low, T high) {
+  const uint32_t below = !(clean >= low), above = !(clean <= high);
+  return (below | above) != 0;
+}
+
+// The L2 or L1 radius to aim at: short of eps by a margin, so that rounding in a norm cannot carry a point out of the ball.
 // Where eps is too small for fp64 to hold the margin, nothing moves.
 template <class T>
 FASTSAL_ROW double inner_radius(T eps) {

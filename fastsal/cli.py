@@ -202,7 +202,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    return 0 if doctor.examine(sys.stdout) else 1
+    return 0 if doctor.examine(sys.stdout, speed=not args.no_speed) else 1
 
 
 # --------------------------------------------------------------------------------------------- parser
@@ -264,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--quiet", action="store_true", help="no progress bars")
 
     check = commands.add_parser("doctor", help="what runs where on this machine, checked against the reference")
+    check.add_argument("--no-speed", action="store_true", help="check only: no bandwidths are measured")
     check.set_defaults(run=_doctor)
     return parser
 

@@ -651,7 +651,7 @@ EVALUATE_HELP = {
 
 @pytest.mark.parametrize(
     ("command", "expected"),
-    [("train", TRAIN_HELP), ("evaluate", EVALUATE_HELP), ("doctor", {})],
+    [("train", TRAIN_HELP), ("evaluate", EVALUATE_HELP), ("doctor", {"--no-speed": "bandwidths"})],
     ids=lambda v: str(v)[:8],
 )
 def test_help_explains_every_option_with_its_unit(

@@ -17,9 +17,9 @@ from fastsal.cli import main
 from fastsal.operators import OPERATORS
 
 
-def examine() -> tuple[bool, str]:
+def examine(speed: bool = False) -> tuple[bool, str]:
     out = io.StringIO()
-    return doctor.examine(out), out.getvalue()
+    return doctor.examine(out, speed), out.getvalue()
 
 
 def line_of(operator: str, text: str) -> str:
@@ -52,7 +52,10 @@ def test_it_says_versions_processor_and_devices() -> None:
         f"torch {torch.__version__}",
         "torch threads",
         "C++ extension:",
-        "CUDA",
+        "CUDA bodies:",
+        "Triton bodies:",
+        "FASTSAL_BACKEND:",
+        "CUDA device:",
     ):
         assert part in text
 
@@ -63,8 +66,27 @@ def test_every_operator_is_checked_in_every_norm_on_the_body_that_it_runs() -> N
         lines = [line for line in text.splitlines() if line.startswith(operator)]
         assert lines and all(line.endswith(" ok") and f" {body} " in line for line in lines)
     for operator in ("random_start", "pgd_step"):
-        for norm in ("Linf", "L2"):
+        for norm in ("Linf", "L2", "L1"):
             assert f"{operator} {norm} " in text
+
+
+def test_speeds_stand_beside_a_copy_of_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_copy_speed", lambda device, shape: 50.0)
+    monkeypatch.setattr(doctor, "_speed", lambda case, body, device: 10.0 if case.name == "retire" else 5.0)
+    monkeypatch.setattr(backends, "bodies", lambda device: dict.fromkeys(OPERATORS, "cpp"))
+    monkeypatch.setattr(backends, "body_of", lambda name, kind, honest=backends.body_of: honest(name, "reference"))
+    text = examine(speed=True)[1]
+    assert "floats on cpu: 50.0 GB/s" in text
+    assert line_of("retire", text).split()[-3:-1] == ["10.00", "20%"]
+    assert line_of("pgd_step", text).split()[-3:-1] == ["5.00", "10%"]
+
+
+def test_a_speed_is_bytes_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.rand(3, 4)
+    arguments = (x, x.clone(), None, torch.ones(3).bool(), None, None, x.clone(), torch.zeros(3).long(), 1, False)
+    monkeypatch.setattr(doctor, "_seconds", lambda call, device: (call(), 2e-6)[1])
+    case = doctor.Case("retire", "", arguments, 0.0, 96)
+    assert doctor._speed(case, "reference", torch.device("cpu")) == pytest.approx(96 / 2e-6 / 1e9)
 
 
 def test_the_extension_is_named_with_its_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +106,7 @@ def test_a_body_that_is_a_little_off_is_found(
         operands[-1 - len(OPERATORS["random_start"].returns) + 1].view(-1)[5].add_(1e-3)
 
     spoil(monkeypatch, "random_start", harm)
-    assert main(["doctor"]) == 1
+    assert main(["doctor", "--no-speed"]) == 1
     text = capsys.readouterr().out
     assert line_of("random_start", text).endswith("FAILED") and line_of("pgd_step", text).endswith("ok")
     assert "DISAGREES" in text

@@ -6,7 +6,7 @@
 
 #include "../rows/portable.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(FASTSAL_ONE_TIER)  // one tier: quick to compile
 #define FASTSAL_X86_TIERS 1
 #else
 #define FASTSAL_X86_TIERS 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsal.backends import EXTENSION, body_of, implementation
-from fastsal.checks import FLOATS, GRADIENTS
+from fastsal.checks import FLOATS, GRADIENTS, NORMS
 from fastsal.operators import OPERATORS
 
 INF = math.inf
@@ -124,29 +124,41 @@ def dtypes(name: str) -> list[tuple[torch.dtype, torch.dtype]]:
     return [(dtype, dtype) for dtype in (FLOATS if name in ("random_start", "retire") else GRADIENTS)]
 
 
+# What else an operator can be asked to compute: its norm p, DLR instead of the margin, both gradients.
+VARIANTS = {"random_start": NORMS, "pgd_step": NORMS, "margin_loss": (False, True), "kl_divergence": (True, False)}
+
+
+def variants(name: str) -> tuple[Any, ...]:
+    return VARIANTS.get(name, (None,))
+
+
 def arguments(
     name: str,
     dtype: torch.dtype = torch.float32,
     grad_dtype: torch.dtype = torch.float32,
     layout: str = "contiguous",
-    p: float = INF,
+    variant: Any = None,
     requires_grad: bool = False,
     padding: int = -1,
 ) -> list[Any]:
     """A valid call with gathers, padding (or a fourth sample), per-channel bounds and per-sample radii."""
     shape, samples, classes = (3, 4, 5), 6, 7
+    variant = variants(name)[0] if variant is None else variant
     ids, rows = torch.tensor([4, padding, 0, 5]), torch.tensor([2, 0, 0, 4])
     low, high = box("per channel", shape[0], dtype) if dtype in FLOATS else (None, None)
     if name in ("random_start", "pgd_step"):
         x, eps = clean(samples, shape, dtype, "per channel"), torch.linspace(0, 0.3, samples, dtype=dtype)
         if name == "random_start":
-            args = [x, eps, torch.tensor(77), torch.arange(samples) * 3, low, high, ids, p]
+            args = [x, eps, torch.tensor(77), torch.arange(samples) * 3, low, high, ids, variant]
         else:
-            args = [x, around(x, eps)[:5], gradients(5, shape, grad_dtype), eps, eps / 4, low, high, rows, ids, p]
+            points = [x, around(x, eps, finite=variant != INF)[:5], gradients(5, shape, grad_dtype)]
+            args = [*points, eps, eps / 4, low, high, rows, ids, variant, 7]
     elif name == "truncated_cross_entropy":
         args = [scores(4, classes, dtype), torch.arange(samples), ids, 0.7]
     elif name == "margin_loss":
-        args = [scores(4, classes, dtype), torch.arange(samples), torch.arange(samples).roll(1), ids]
+        args = [scores(4, classes, dtype), torch.arange(samples), torch.arange(samples).roll(1), ids, variant]
+    elif name == "kl_divergence":
+        args = [scores(samples, classes, dtype), scores(4, classes, dtype), ids, variant]
     else:
         flags = [torch.tensor([True, False, True, True]), torch.tensor([False, False, True, False])]
         points = [clean(5, shape, dtype), clean(4, shape, dtype)]

@@ -16,11 +16,24 @@ from typing import Any
 
 import pytest
 import torch
-from operands import BODIES, INF, LAYOUTS, arguments, around, box, clean, dtypes, gradients, run, scores
+from operands import (
+    BODIES,
+    INF,
+    LAYOUTS,
+    arguments,
+    around,
+    box,
+    clean,
+    dtypes,
+    gradients,
+    run,
+    scores,
+    variants,
+)
 from torch import Tensor
 
 from fastsal.backends import EXTENSION
-from fastsal.checks import FLOATS, GRADIENTS
+from fastsal.checks import FLOATS, GRADIENTS, NORMS
 from fastsal.operators import OPERATORS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,22 +45,25 @@ def calls() -> Iterator[tuple[str, list[Any]]]:
     for name in OPERATORS:
         for dtype, grad in dtypes(name):
             for layout in LAYOUTS:
-                for p in (INF, 2.0) if name in ("pgd_step", "random_start") else (INF,):
-                    yield name, arguments(name, dtype, grad, layout, p, padding=2)
+                for variant in variants(name):
+                    yield name, arguments(name, dtype, grad, layout, variant, padding=2)
     for dtype in FLOATS:
         for shape in ((1,), (63,), (1000,), (3, 33, 31), (16_389,)):
             x, radius = clean(4, shape, dtype), torch.full((1,), 8 / 255, dtype=dtype)
             edges = box("unit", 1, dtype)
-            for p in (INF, 2.0):
+            for p in NORMS:
                 yield "random_start", [x, radius, torch.tensor(11), None, *edges, None, p]
                 for grad in GRADIENTS:
-                    slope = gradients(4, shape, grad, finite=p == 2)
-                    yield "pgd_step", [x, around(x, radius, p == 2), slope, radius, radius, *edges, None, None, p]
+                    slope, here = gradients(4, shape, grad, finite=p != INF), around(x, radius, p != INF)
+                    yield "pgd_step", [x, here, slope, radius, radius, *edges, None, None, p, 1 + shape[-1] // 20]
     for dtype in GRADIENTS:
         for classes in (2, 10, 17, 1000, 100_000):
             logits, target = scores(3, classes, dtype), torch.tensor([0, 1, classes - 1])
             yield "truncated_cross_entropy", [logits, target, None, 0.7]
-            yield "margin_loss", [logits, target, None, None]
+            yield "margin_loss", [logits, target, None, None, False]
+            yield "kl_divergence", [logits, logits.flip(1), None, True]
+            if classes > 2:
+                yield "margin_loss", [logits, target, None, None, True]
 
 
 def digests() -> list[str]:

@@ -84,7 +84,11 @@ def _reference_body(operator: Operator) -> Body:
 
     def body(*operands: Any) -> int:
         with torch.no_grad():  # operators are not differentiable: plain torch must not leave a graph behind
-            for out, value in zip(operands[taken:], compute(*operands[:taken]), strict=True):
+            ids = operands[operator.argument_names.index("ids")]
+            values = compute(*operands[:taken])
+            for name, out, value in zip(operator.returns, operands[taken:], values, strict=True):
+                if name in operator.gathered and ids is not None:
+                    value = torch.where((ids < 0).view(-1, *[1] * (out.dim() - 1)), out, value)
                 out.copy_(value)
         return 0
 

@@ -49,6 +49,7 @@ class Operator:
     plan: Callable[..., tuple[Out, ...]]
     values: Callable[..., None]
     dense: tuple[str, ...]  # operands that must share one memory format
+    gathered: tuple[str, ...] = ()  # outputs in which a padding row is never written
     argument_names: tuple[str, ...] = field(init=False)
     defaults: tuple[Any, ...] = field(init=False)  # of the last arguments
 
@@ -405,6 +406,7 @@ OPERATORS: dict[str, Operator] = {
             _random_start_plan,
             _random_start_values,
             ("x",),
+            ("start",),
         ),
         Operator(
             "pgd_step",
@@ -414,6 +416,7 @@ OPERATORS: dict[str, Operator] = {
             _pgd_step_plan,
             _pgd_step_values,
             ("x", "x_adv", "grad"),
+            ("next",),
         ),
         Operator(
             "truncated_cross_entropy",

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -36,11 +36,19 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # the en
 SCALARS = {"int64_t": ctypes.c_int64, "double": ctypes.c_double, "bool": ctypes.c_bool, "Dtype": ctypes.c_int32}
 
 ENTRY = """#include "cuda/{name}.cu"
-extern "C" const char* run(const fastsal::{call}* call, uint64_t seed, unsigned block_threads) {{
-  return emulator::guarded(seed, block_threads, [&] {{ fastsal::launch_{name}(*call, nullptr); }});
+extern "C" const char* run(const fastsal::{call}* call, uint64_t seed, unsigned block_threads,
+                           emulator::Watched* watched, size_t watched_count) {{
+  return emulator::guarded(seed, block_threads, watched, watched_count,
+                           [&] {{ fastsal::launch_{name}(*call, nullptr); }});
 }}
 extern "C" int64_t launches() {{ return int64_t(emulator::machine().launches.size()); }}
 """
+MEMORY_ENTRY = """extern "C" int64_t {memory}_bytes(const fastsal::{call}* call) {{
+  return fastsal::{memory}_bytes(*call);
+}}
+"""
+# Memory that an operator asks for besides its outputs: fresh, with any content; or zero before and after every call.
+MEMORIES = {"workspace": 0xFF, "tickets": 0}
 
 
 class EmulatorError(RuntimeError):
@@ -97,12 +105,22 @@ def _call_name(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("_")) + "Call"
 
 
+def source(name: str) -> str:
+    """The operator's host code and kernels, with functions that ctypes can call."""
+    fields = [field for field, _ in call_struct(name)._fields_]
+    memories = [MEMORY_ENTRY.format(memory=memory, call=_call_name(name)) for memory in MEMORIES if memory in fields]
+    return ENTRY.format(name=name, call=_call_name(name)) + "".join(memories)
+
+
 @functools.cache
 def _library(name: str) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build(ENTRY.format(name=name, call=_call_name(name)))))
+    compiler()  # skips before the sources are looked at
+    library = ctypes.CDLL(str(build(source(name))))
     library.run.restype = ctypes.c_char_p
-    library.run.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint]
-    library.launches.restype = ctypes.c_int64
+    library.run.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint, ctypes.c_void_p, ctypes.c_size_t]
+    for count in ("launches", *(f"{memory}_bytes" for memory in MEMORIES)):
+        if hasattr(library, count):
+            getattr(library, count).restype = ctypes.c_int64
     return library
 
 
@@ -120,31 +138,70 @@ def call_struct(name: str) -> type[ctypes.Structure]:
     return type(_call_name(name), (ctypes.Structure,), {"_fields_": fields})
 
 
-def fill(name: str, operands: tuple[Any, ...]) -> ctypes.Structure:
-    """The Call of an operator for its arguments and outputs."""
-    operator = OPERATORS[name]
-    values = dict(zip((*operator.argument_names, *operator.out_names), operands, strict=True))
+class Watched(ctypes.Structure):
+    """An operand's memory and, after the call, how many bytes of it the kernels read and wrote."""
+
+    _fields_ = (
+        ("begin", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("loaded", ctypes.c_int64),
+        ("stored", ctypes.c_int64),
+    )
+
+
+class Traffic(NamedTuple):
+    loaded: int  # bytes
+    stored: int
+
+
+def fill(name: str, values: dict[str, Any]) -> ctypes.Structure:
+    """The Call of an operator for its arguments and outputs by name."""
     sizes = SIZES[name](values)
     call = call_struct(name)()
     for field, ctype in call._fields_:
         value = values.get(field)
+        if field in MEMORIES:
+            continue
         if ctype is ctypes.c_void_p:
             assert field in values, f"{field}: no argument or output of {name}"
             setattr(call, field, None if value is None else value.data_ptr())
         elif field.endswith("_dtype"):
             setattr(call, field, DTYPES.index(values[field.removesuffix("_dtype")].dtype))
+        elif field.endswith("_count"):
+            counted = values[field.removesuffix("_count")]
+            setattr(call, field, 0 if counted is None else counted.shape[0])
         else:
             setattr(call, field, sizes[field] if field in sizes else values[field])
     return call
 
 
+_traffic: dict[str, dict[str, Traffic]] = {}
+
+
 def emulated(name: str, *operands: Any, seed: int = 0, threads: int = 0) -> int:
     """A body: the arguments of the operator, then its outputs. `threads`: at most so many in a block (0: the usual)."""
-    call = fill(name, operands)
-    message = _library(name).run(ctypes.byref(call), seed, threads)
+    library, operator = _library(name), OPERATORS[name]
+    values = dict(zip((*operator.argument_names, *operator.out_names), operands, strict=True))
+    call = fill(name, values)
+    for memory, content in MEMORIES.items():
+        if hasattr(call, memory):
+            size = getattr(library, f"{memory}_bytes")(ctypes.byref(call))
+            values[memory] = torch.full((size,), content, dtype=torch.uint8)
+            setattr(call, memory, values[memory].data_ptr())
+    tensors = {label: value for label, value in values.items() if isinstance(value, Tensor)}
+    watched = (Watched * len(tensors))(*((t.data_ptr(), t.numel() * t.element_size(), 0, 0) for t in tensors.values()))
+    message = library.run(ctypes.byref(call), seed, threads, watched, len(tensors))
     if message:
         raise EmulatorError(message.decode())
+    if "tickets" in values:
+        assert not values["tickets"].any(), f"{name}: its tickets are not zero again"
+    _traffic[name] = {label: Traffic(w.loaded, w.stored) for label, w in zip(tensors, watched, strict=True)}
     return 0
+
+
+def traffic(name: str) -> dict[str, Traffic]:
+    """Bytes that the last call of `name` read and wrote, per operand; only what read() and write() moved."""
+    return _traffic[name]
 
 
 def launches(name: str) -> int:

@@ -9,6 +9,8 @@
 // - `__shared__ T name[N];` for static shared memory (it becomes thread-local storage, and all of it is filled with
 //   NaN bytes before each block); FASTSAL_DYNAMIC_SHARED(T, name) for dynamic shared memory (heap: an address
 //   sanitizer sees an index past its end). No thread_local of your own.
+// - Rows are read and written through read() and write() of csrc/cuda/rows.cuh. They report to touched(): each operand's
+//   bytes are counted, and an access outside of every operand, or off its own alignment, is an error.
 // - Blocks run one after another, in an order shuffled by the seed: a block must not wait for another.
 // - Threads run one at a time until they finish or meet a barrier or a warp intrinsic; then the order is shuffled anew.
 //
@@ -108,6 +110,12 @@ struct Launch {
   size_t dynamic_shared;
 };
 
+// Memory that a test handed over, and how many bytes of it the kernels read and wrote.
+struct Watched {
+  uint64_t begin, size;
+  int64_t loaded, stored;
+};
+
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
@@ -140,6 +148,8 @@ struct Machine {
   // set by a test
   uint64_t seed = 0;
   unsigned block_threads = 0;
+  Watched* watched = nullptr;
+  size_t watched_count = 0;
   // told to a test
   std::vector<Launch> launches;
 };
@@ -424,13 +434,33 @@ T shuffle(const char* operation, unsigned mask, T value, unsigned source, const 
   return value;
 }
 
+// A kernel reads or writes `size` bytes in one access.
+inline void touched(const void* at, size_t size, bool write) {
+  Machine& m = machine();
+  const uint64_t address = reinterpret_cast<uintptr_t>(at);
+  const auto fail = [&](const char* what) {
+    fail_here((write ? "writes " : "reads ") + std::to_string(size) + " bytes " + what);
+  };
+  if (address % (size < 16 ? size : 16)) fail("off their alignment");
+  for (size_t i = 0; i < m.watched_count; ++i) {
+    Watched& memory = m.watched[i];
+    if (address < memory.begin || address - memory.begin >= memory.size) continue;
+    if (size > memory.size - (address - memory.begin)) break;
+    (write ? memory.stored : memory.loaded) += int64_t(size);
+    return;
+  }
+  if (m.watched_count) fail("outside of every operand");
+}
+
 // Runs a test's call. The answer is empty, or what went wrong.
 template <class Call>
-const char* guarded(uint64_t seed, unsigned block_threads, Call call) {
+const char* guarded(uint64_t seed, unsigned block_threads, Watched* watched, size_t watched_count, Call call) {
   static std::string message;
   Machine& m = machine();
   m.seed = seed;
   m.block_threads = block_threads;
+  m.watched = watched;
+  m.watched_count = watched_count;
   m.launches.clear();
   try {
     call();

@@ -115,7 +115,12 @@ def source(name: str) -> str:
 @functools.cache
 def _library(name: str) -> ctypes.CDLL:
     compiler()  # skips before the sources are looked at
-    library = ctypes.CDLL(str(build(source(name))))
+    return opened(build(source(name)))
+
+
+def opened(path: Path) -> ctypes.CDLL:
+    """A compiled source(), ready to be called."""
+    library = ctypes.CDLL(str(path))
     library.run.restype = ctypes.c_char_p
     library.run.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint, ctypes.c_void_p, ctypes.c_size_t]
     for count in ("launches", *(f"{memory}_bytes" for memory in MEMORIES)):
@@ -178,9 +183,10 @@ def fill(name: str, values: dict[str, Any]) -> ctypes.Structure:
 _traffic: dict[str, dict[str, Traffic]] = {}
 
 
-def emulated(name: str, *operands: Any, seed: int = 0, threads: int = 0) -> int:
-    """A body: the arguments of the operator, then its outputs. `threads`: at most so many in a block (0: the usual)."""
-    library, operator = _library(name), OPERATORS[name]
+def emulated(name: str, *operands: Any, seed: int = 0, threads: int = 0, library: ctypes.CDLL | None = None) -> int:
+    """A body: the arguments of the operator, then its outputs. `threads`: at most so many in a block (0: the usual);
+    `library`: another build of source(name)."""
+    library, operator = library or _library(name), OPERATORS[name]
     values = dict(zip((*operator.argument_names, *operator.out_names), operands, strict=True))
     call = fill(name, values)
     for memory, content in MEMORIES.items():

@@ -127,13 +127,16 @@ def _dense(arguments: Iterable[Any], operator: Operator) -> list[Any]:
 
 
 def _apart(operator: Operator, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
-    """Refuses memory for an output that overlaps an argument: rows are gathered, so one would overwrite another."""
+    """Refuses memory for an output that overlaps an argument (rows are gathered, so one would overwrite another) or
+    another output."""
+    taken = [(n, a) for n, a in zip(operator.argument_names, args, strict=True) if isinstance(a, Tensor)]
     for name, out in zip(operator.out_names, outs, strict=True):
-        for label, argument in zip(operator.argument_names, args, strict=True):
-            if isinstance(argument, Tensor) and _overlap(out, argument):
+        for label, other in taken:
+            if _overlap(out, other):
                 raise ValueError(
                     f"fastsal.{operator.name}: {name}: expected memory apart from that of {label}, got the same"
                 )
+        taken.append((name, out))
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

@@ -11,6 +11,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastsal_body, CPU, m) {
   m.impl("pgd_step", TORCH_BOX(&fastsal::pgd_step));
   m.impl("truncated_cross_entropy", TORCH_BOX(&fastsal::truncated_cross_entropy));
   m.impl("margin_loss", TORCH_BOX(&fastsal::margin_loss));
+  m.impl("kl_divergence", TORCH_BOX(&fastsal::kl_divergence));
   m.impl("retire", TORCH_BOX(&fastsal::retire));
 }
 

@@ -24,6 +24,9 @@ int64_t truncated_cross_entropy(Tensor logits, Tensor target, std::optional<Tens
 int64_t margin_loss(Tensor logits, Tensor target, std::optional<Tensor> other, std::optional<Tensor> ids, bool dlr,
                     Tensor loss, Tensor grad);
 
+int64_t kl_divergence(Tensor clean, Tensor adv, std::optional<Tensor> ids, bool both, Tensor loss, Tensor adv_grad,
+                      Tensor clean_grad);
+
 int64_t retire(Tensor previous, Tensor current, std::optional<Tensor> right, std::optional<Tensor> over,
                std::optional<Tensor> rows, std::optional<Tensor> ids, Tensor result, Tensor stop, int64_t step,
                bool last, Tensor rows_out, Tensor ids_out, Tensor live);

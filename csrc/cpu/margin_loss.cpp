@@ -12,6 +12,7 @@ struct MarginRows {
   const int64_t *target, *other;
   Index ids;
   int64_t classes;
+  bool dlr;
   T* loss;
   Z* grad;
 
@@ -20,7 +21,10 @@ struct MarginRows {
       const int64_t sample = ids.of(j);
       if (sample >= 0) {
         const int64_t rival = other ? other[sample] : -1;
-        loss[j] = margin_row<T>(logits + j * classes, grad + j * classes, classes, target[sample], rival);
+        const Z* row = logits + j * classes;
+        Z* slope = grad + j * classes;
+        loss[j] = dlr ? dlr_row<T>(row, slope, classes, target[sample], rival)
+                      : margin_row<T>(row, slope, classes, target[sample], rival);
       } else {
         loss[j] = 0;
         store_zeros(grad + j * classes, classes);
@@ -46,7 +50,7 @@ int64_t margin_loss(Tensor logits, Tensor target, std::optional<Tensor> other, s
     using Z = decltype(z);
     using T = typename LossOf<Z>::Type;
     for_rows(count, classes * 2,
-             MarginRows<Z>{data<Z>(logits), y, rival, samples, classes, mutable_data<T>(loss), mutable_data<Z>(grad)});
+             MarginRows<Z>{data<Z>(logits), y, rival, samples, classes, dlr, mutable_data<T>(loss), mutable_data<Z>(grad)});
     return 0;
   });
 }

@@ -74,6 +74,10 @@ struct RowLayout {
   int64_t logical(int64_t offset) const {
     return channels_last ? (offset % channels) * places + offset / channels : offset;
   }
+  // Where in memory the element with a row-major index lies.
+  int64_t offset(int64_t logical) const {
+    return channels_last ? (logical % places) * channels + logical / places : logical;
+  }
   int64_t channel(int64_t offset) const { return channels_last ? offset % channels : offset / places; }
 };
 

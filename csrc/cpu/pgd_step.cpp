@@ -2,6 +2,9 @@
 
 #include <atomic>
 #include <cmath>
+#include <vector>
+
+#include "../rows/l1_step.h"
 
 #include "bodies.h"
 #include "operands.h"
@@ -21,7 +24,8 @@ struct Step {
   PerSample<T> eps, alpha;
   Index rows_, ids;
   Box box;
-  int64_t size, segments;
+  RowLayout layout;
+  int64_t size, segments, topk;
   std::atomic<bool>* outside;
 
   FASTSAL_ROW void linf(int64_t begin, int64_t end) const {
@@ -48,6 +52,21 @@ struct Step {
       if (flags.outside) outside->store(true, std::memory_order_relaxed);
     }
   }
+  FASTSAL_ROW void l1(int64_t begin, int64_t end) const {
+    std::vector<double> delta(static_cast<size_t>(size));
+    const auto offset = [&](int64_t i) FASTSAL_LAMBDA { return layout.offset(i); };
+    const auto logical = [&](int64_t i) FASTSAL_LAMBDA { return layout.logical(i); };
+    for (int64_t j = begin; j < end; ++j) {
+      const int64_t sample = ids.of(j);
+      if (sample < 0) continue;
+      const int64_t slot = rows_.of(j) * size;
+      const StepFlags flags =
+          l1_step_row(x + sample * size, x_adv + slot, grad + slot, next + j * size, size, eps.of(sample),
+                      alpha.of(sample), topk, box, delta.data(), offset, logical);
+      nonfinite[j] = flags.nonfinite;
+      if (flags.outside) outside->store(true, std::memory_order_relaxed);
+    }
+  }
 };
 
 template <class Call>
@@ -60,20 +79,27 @@ struct L2 {
   Call call;
   FASTSAL_ROW void rows(int64_t begin, int64_t end) const { call.l2(begin, end); }
 };
+template <class Call>
+struct L1 {
+  Call call;
+  FASTSAL_ROW void rows(int64_t begin, int64_t end) const { call.l1(begin, end); }
+};
 
 template <class T, class G, class Box>
-void run(const Step<T, G, Box>& step, int64_t count, bool linf) {
-  if (linf)
+void run(const Step<T, G, Box>& step, int64_t count, double p) {
+  if (std::isinf(p))
     for_rows(count * step.segments, step.size < kSegment ? step.size : kSegment, Linf<Step<T, G, Box>>{step});
-  else
+  else if (p == 2)
     for_rows(count, step.size * 3, L2<Step<T, G, Box>>{step});
+  else
+    for_rows(count, step.size * 16, L1<Step<T, G, Box>>{step});
 }
 
 template <class T, class G>
 int64_t step_of(const Tensor& x, const Tensor& x_adv, const Tensor& grad, const Tensor& eps, const Tensor& alpha,
                 const std::optional<Tensor>& clip_min, const std::optional<Tensor>& clip_max,
-                const std::optional<Tensor>& rows, const std::optional<Tensor>& ids, double p, const Tensor& next,
-                const Tensor& nonfinite) {
+                const std::optional<Tensor>& rows, const std::optional<Tensor>& ids, double p, int64_t topk,
+                const Tensor& next, const Tensor& nonfinite) {
   const RowLayout row(x);
   const int64_t count = next.size(0), segments = row.size == 0 ? 0 : (row.size + kSegment - 1) / kSegment;
   const PerSample<T> radius(eps), stride(alpha);
@@ -88,9 +114,9 @@ int64_t step_of(const Tensor& x, const Tensor& x_adv, const Tensor& grad, const 
   const Bounds<T> bounds(clip_min, clip_max, row);
   const auto go = [&](auto box) {
     const Step<T, G, decltype(box)> step{
-        data<T>(x), data<T>(x_adv), data<G>(grad), mutable_data<T>(next), flags,    radius,  stride,
-        slots,      samples,        box,           row.size,              segments, &outside};
-    run(step, count, std::isinf(p));
+        data<T>(x), data<T>(x_adv), data<G>(grad), mutable_data<T>(next), flags, radius, stride,
+        slots,      samples,        box,           row,                   row.size, segments, topk, &outside};
+    run(step, count, p);
   };
   if (bounds.per_element)
     go(bounds.elements());
@@ -106,7 +132,7 @@ int64_t pgd_step(Tensor x, Tensor x_adv, Tensor grad, Tensor eps, Tensor alpha, 
                  int64_t topk, Tensor next, Tensor nonfinite) {
   const auto call = [&](auto zero, auto gradient) {
     return step_of<decltype(zero), decltype(gradient)>(x, x_adv, grad, eps, alpha, clip_min, clip_max, rows, ids, p,
-                                                       next, nonfinite);
+                                                       topk, next, nonfinite);
   };
   const auto with_gradient = [&](auto zero) {
     switch (grad.scalar_type()) {

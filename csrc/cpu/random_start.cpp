@@ -22,12 +22,13 @@ struct Start {
   Index sample_ids, ids;
   Box box;
   RowLayout layout;
-  bool linf;
+  double p;
   std::atomic<bool>* outside;
 
   FASTSAL_ROW void rows(int64_t begin, int64_t end) const {
+    const bool linf = std::isinf(p);
     std::vector<uint32_t> scattered(linf && layout.channels_last ? layout.size : 0);
-    std::vector<double> normal(linf ? 0 : 2 * layout.size);
+    std::vector<double> noise(linf ? 0 : 2 * layout.size);
     for (int64_t j = begin; j < end; ++j) {
       const int64_t sample = ids.of(j);
       if (sample < 0) continue;
@@ -35,7 +36,7 @@ struct Start {
       const T *clean = x + sample * layout.size;
       T* start = out + j * layout.size;
       const bool inside = linf ? linf_row(clean, start, key, eps.of(sample), scattered.data())
-                               : l2_row(clean, start, key, eps.of(sample), normal.data());
+                               : scaled_row(clean, start, key, eps.of(sample), noise.data());
       if (!inside) outside->store(true, std::memory_order_relaxed);
     }
   }
@@ -47,7 +48,7 @@ struct Start {
       const int64_t length = first + kChunk < layout.size ? kChunk : layout.size - first;
       philox(seed, key, uint64_t(first) / 4, words);
       if (layout.channels_last) {
-        for (int64_t i = 0; i < length; ++i) scattered[offset_of(first + i)] = words[i];
+        for (int64_t i = 0; i < length; ++i) scattered[layout.offset(first + i)] = words[i];
       } else {
         inside &= linf_start<T>(clean + first, start + first, words, length, radius, box.from(first));
       }
@@ -55,34 +56,38 @@ struct Start {
     return layout.channels_last ? linf_start<T>(clean, start, scattered, layout.size, radius, box) : inside;
   }
 
-  FASTSAL_ROW bool l2_row(const T* clean, T* start, uint64_t key, T radius, double* normal) const {
+  // L2 and L1: noise in row-major order, its length, then the row
+  FASTSAL_ROW bool scaled_row(const T* clean, T* start, uint64_t key, T radius, double* noise) const {
     uint32_t words[kChunk];
     double chunk[kChunk];
-    double* in_order = normal + layout.size;
+    double* in_order = noise + layout.size;
     for (int64_t first = 0; first < layout.size; first += kChunk) {
       const int64_t length = first + kChunk < layout.size ? kChunk : layout.size - first;
       philox(seed, key, uint64_t(first) / 4, words);
-      normals(words, chunk);
+      if (p == 2)
+        normals(words, chunk);
+      else
+        signed_exponentials(words, chunk);
       for (int64_t i = 0; i < length; ++i) {
         in_order[first + i] = chunk[i];
-        normal[layout.channels_last ? offset_of(first + i) : first + i] = chunk[i];
+        noise[layout.offset(first + i)] = chunk[i];
       }
     }
     philox(seed, key, kRadiusBlock, words);  // only the first word counts
-    // the norm is taken in row-major order, so that a memory format does not change a bit of it
-    const double length = lane_norm<false>(layout.size, Values{in_order});
-    const double scale = l2_reach(words[0], layout.size) / length * inner_radius(radius);
-    return scaled_start<T>(clean, start, normal, layout.size, scale, box);
+    // the length is taken in row-major order, so that a memory format does not change a bit of it
+    const double scale = p == 2 ? l2_reach(words[0], layout.size) / lane_norm<false>(layout.size, Values{in_order})
+                                : 1 / (lane_sum<true>(layout.size, Magnitudes{in_order}) + exponential(words[0]));
+    return scaled_start<T>(clean, start, noise, layout.size, scale * inner_radius(radius), box);
   }
 
   struct Values {
     const double* values;
     FASTSAL_ROW double operator()(int64_t i) const { return values[i]; }
   };
-
-  FASTSAL_ROW int64_t offset_of(int64_t logical) const {
-    return (logical % layout.places) * layout.channels + logical / layout.places;
-  }
+  struct Magnitudes {
+    const double* values;
+    FASTSAL_ROW double operator()(int64_t i) const { return std::fabs(values[i]); }
+  };
 };
 
 template <class T>
@@ -107,7 +112,7 @@ int64_t start_of(const Tensor& x, const Tensor& eps, const Tensor& seed, const s
                                        samples,
                                        box,
                                        layout,
-                                       std::isinf(p),
+                                       p,
                                        &outside};
     for_rows(count, layout.size * (std::isinf(p) ? 4 : 32), body);
   };

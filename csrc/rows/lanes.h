@@ -18,6 +18,30 @@ FASTSAL_ROW void for_lanes(int64_t size, Body body) {
   for (int64_t l = 0; i + l < size; ++l) body(l, i + l);
 }
 
+// body(block, i, count) for 16 scores at a time, of elements i, i + 1, ...; beyond the last one stands `padding`, so that
+// a short row or the rest of a long one takes the same vector instructions.
+template <class T, class Score, class Body>
+FASTSAL_ROW void for_blocks(int64_t size, T padding, Score score, Body body) {
+  T block[kLanes];
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) block[l] = score(i + l);
+    body(block, i, kLanes);
+  }
+  if (i == size) return;
+  for (int64_t l = 0; l < kLanes; ++l) block[l] = padding;
+  for (int64_t l = 0; i + l < size; ++l) block[l] = score(i + l);
+  body(block, i, size - i);
+}
+
+// The sum of 16 lanes; overwrites them.
+template <class T>
+FASTSAL_ROW T fold(T* lanes) {
+  for (int64_t width = kLanes / 2; width > 0; width /= 2)
+    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
+  return lanes[0];
+}
+
 // Sums of 16 lanes; Kahan's compensation keeps the error below the margin of an fp64 radius.
 template <bool compensated>
 struct LaneSum {
@@ -34,9 +58,7 @@ struct LaneSum {
   FASTSAL_ROW double total() const {
     double lanes[kLanes];
     for (int64_t l = 0; l < kLanes; ++l) lanes[l] = sum[l];
-    for (int64_t width = kLanes / 2; width > 0; width /= 2)
-      for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
-    return lanes[0];
+    return fold(lanes);
   }
 };
 

@@ -41,6 +41,11 @@ FASTSAL_ROW void normals(const uint32_t* words, double* out) {
   }
 }
 
+// Their signed exponentials.
+FASTSAL_ROW void signed_exponentials(const uint32_t* words, double* out) {
+  for (int64_t i = 0; i < 4 * kBlocks; ++i) out[i] = signed_exponential(words[i]);
+}
+
 // False: x outside the box.
 template <class T, class X, class O, class Box>
 FASTSAL_ROW bool linf_start(X x, O start, const uint32_t* words, int64_t size, T eps, Box box) {

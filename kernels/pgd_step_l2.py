@@ -31,46 +31,46 @@ from .rows import (
 )
 
 ON_CHIP = 8192  # elements of a row that one program holds; half as many of fp64
-SEGMENT = 2048
-PARTS = 1024  # partial norms that are summed at a time
-
-
-@triton.jit
-def unit_for(largest):
-    """A power of two that brings `largest` near 1, so that no square of a row over- or underflows."""
-    exponent = ((bits_of(largest) >> 52) & 0x7FF).to(tl.int32) - 1023
-    inverse = tl.minimum(tl.maximum(-exponent, -1000), 1000)
-    return tl.where(largest == 0, 1.0, power_of_two(inverse, tl.float64))
+SEGMENT = 1024  # elements that one program works on otherwise; half as many of fp64
+PARTS = 256  # partial norms that are summed at a time
+UNITLESS = tl.constexpr(2000)  # larger than the unit of any part that is not zero
 
 
 @triton.jit
 def squares_of(values, SAFE: tl.constexpr):
-    """(unit, the sum of (values * unit)^2); SAFE: the squares of the values themselves may be beyond fp64."""
-    unit = tl.full((), 1.0, tl.float64)
+    """(n, the sum of (values * 2^n)^2). SAFE: the squares of the values themselves may be beyond fp64, and 2^n brings
+    the largest near 1; otherwise n is 0."""
+    unit = tl.full((), 0, tl.int32)
     if SAFE:
-        unit = unit_for(tl.max(tl.abs(values), axis=0))
-        values = values * unit
+        largest = tl.max(tl.abs(values), axis=0)
+        exponent = ((bits_of(largest) >> 52) & 0x7FF).to(tl.int32) - 1023
+        unit = tl.minimum(tl.maximum(-exponent, -1000), 1000)
+        values = values * power_of_two(unit, tl.float64)
     return unit, tl.sum(values * values, axis=0)
 
 
 @triton.jit
-def joined_norm(units, squares, row, segments, PARTS: tl.constexpr):
-    """(unit, norm of the row times unit) from the parts of a row."""
-    unit = tl.full((), float("inf"), tl.float64)
+def joined_norm(units, squares, row, segments, SAFE: tl.constexpr, PARTS: tl.constexpr):
+    """(n, norm of the row times 2^n) from the parts of a row."""
+    unit = tl.full((), UNITLESS if SAFE else 0, tl.int32)
     total = tl.full((), 0.0, tl.float64)
     for start in range(0, segments, PARTS):
         part = start + tl.arange(0, PARTS)
         there = part < segments
         at = row * segments + part
-        here = tl.load(units + at, mask=there, other=float("inf"))
         square = tl.load(squares + at, mask=there, other=0)
-        here = tl.where(square == 0, float("inf"), here)  # a part of zeros says nothing about the unit
-        least = tl.minimum(unit, tl.min(here, axis=0))
-        before = tl.where(total == 0, 0.0, least / unit)
-        share = tl.where(square == 0, 0.0, least / here)
-        total = total * before * before + tl.sum(square * share * share, axis=0)
-        unit = least
-    return tl.where(total == 0, 1.0, unit), tl.sqrt(total)
+        if SAFE:
+            own = tl.load(units + at, mask=there, other=UNITLESS)
+            own = tl.where(square == 0, UNITLESS, own)  # a part of zeros says nothing about the unit
+            least = tl.minimum(unit, tl.min(own, axis=0))
+            # squares of numbers that are 2^500 times smaller add nothing
+            share = power_of_two(tl.maximum(least - own, -500), tl.float64)
+            before = power_of_two(tl.maximum(least - unit, -500), tl.float64)
+            total = total * before * before
+            square = square * share * share
+            unit = least
+        total = total + tl.sum(square, axis=0)
+    return tl.where(total == 0, 0, unit), tl.sqrt(total)
 
 
 @triton.jit
@@ -84,14 +84,14 @@ def inverse_of(norm):
 def displacement(clean, here, slope, inside, unit, inverse, along):
     """x_adv - x + alpha * grad / ||grad||; 0 outside of the row."""
     rest = here.to(tl.float64) - clean.to(tl.float64)
-    direction = tl.where(inverse == 0, 0.0, slope.to(tl.float64) * unit * inverse)
+    direction = tl.where(inverse == 0, 0.0, slope.to(tl.float64) * power_of_two(unit, tl.float64) * inverse)
     return tl.where(inside, rest + direction * along, 0.0)
 
 
 @triton.jit
 def scale_into_ball(radius, unit, norm):
     """What a displacement of this norm is multiplied by."""
-    limit = inner_radius(radius) * unit
+    limit = inner_radius(radius) * power_of_two(unit, tl.float64)
     longer = norm > limit
     return tl.where(longer, limit / tl.where(longer, norm, 1.0), 1.0)
 
@@ -179,8 +179,8 @@ def l2_segment(
     next,
     nonfinite,
     grad_units,
-    grad_squares,
     delta_units,
+    grad_squares,
     delta_squares,
     samples: tl.int64,
     slots: tl.int64,
@@ -208,27 +208,33 @@ def l2_segment(
     first = segment.to(tl.int64) * BLOCK
     within = tl.arange(0, BLOCK)
     inside = within < elements_left(size, first, real, BLOCK)
+    SAFE_GRAD: tl.constexpr = grad.dtype.element_ty == tl.float64
+    SAFE_DELTA: tl.constexpr = x.dtype.element_ty == tl.float64
+    # norms first: they need many registers, and so do the elements of the row
+    if PHASE > 0:
+        unit, norm = joined_norm(grad_units, grad_squares, row, segments, SAFE_GRAD, PARTS)
+        inverse = inverse_of(norm)
+        if (PHASE == 1) & (segment == 0):
+            tl.store(nonfinite + row, norm - norm != 0)
+    if PHASE == 2:
+        radius = of_sample(eps, sample, real, EACH_EPS)
+        delta_unit, length = joined_norm(delta_units, delta_squares, row, segments, SAFE_DELTA, PARTS)
+        scale = scale_into_ball(radius, delta_unit, length)
     slope = wide(tl.load(grad + (slot * size + first) + within, mask=inside, other=0))
     if PHASE == 0:
-        unit, squares = squares_of(slope.to(tl.float64), slope.dtype == tl.float64)
+        unit, squares = squares_of(slope.to(tl.float64), SAFE_GRAD)
         tl.store(grad_units + row * segments + segment, unit)
         tl.store(grad_squares + row * segments + segment, squares)
     else:
         clean = tl.load(x + (sample * size + first) + within, mask=inside, other=0)
         here = tl.load(x_adv + (slot * size + first) + within, mask=inside, other=0)
         along = of_sample(alpha, sample, real, EACH_ALPHA).to(tl.float64)
-        unit, norm = joined_norm(grad_units, grad_squares, row, segments, PARTS)
-        delta = displacement(clean, here, slope, inside, unit, inverse_of(norm), along)
+        delta = displacement(clean, here, slope, inside, unit, inverse, along)
         if PHASE == 1:
-            unit, squares = squares_of(delta, clean.dtype == tl.float64)
+            unit, squares = squares_of(delta, SAFE_DELTA)
             tl.store(delta_units + row * segments + segment, unit)
             tl.store(delta_squares + row * segments + segment, squares)
-            if segment == 0:
-                tl.store(nonfinite + row, norm - norm != 0)
         else:
-            radius = of_sample(eps, sample, real, EACH_EPS)
-            unit, norm = joined_norm(delta_units, delta_squares, row, segments, PARTS)
-            scale = scale_into_ball(radius, unit, norm)
             point = stored_point(
                 clean,
                 delta,
@@ -279,19 +285,23 @@ def launch(
         block = tile(shape.size, 128, on_chip)
         l2_step[(count,)](*operands, *sizes, **kinds, BLOCK=block, num_warps=warps(block, 8), **LAUNCH)
         return
-    segments = -(-shape.size // segment)
-    parts = torch.empty((4, count, segments), dtype=torch.float64, device=x.device)
+    vector = 16 // x.element_size()
+    block = segment * vector // 4
+    segments = -(-shape.size // block)
+    units = torch.empty((2, count, segments), dtype=torch.int32, device=x.device)
+    squares = torch.empty((2, count, segments), dtype=torch.float64, device=x.device)
     for phase in range(3):
         l2_segment[(count * segments,)](
             *operands,
-            *parts.unbind(),
+            *units,
+            *squares,
             *sizes,
             segments,
             PHASE=phase,
             **kinds,
             WIDE=shape.size >= 2**31,
-            BLOCK=segment,
+            BLOCK=block,
             PARTS=tile(segments, 32, PARTS),
-            num_warps=warps(segment, 8),
+            num_warps=warps(block, vector),
             **LAUNCH,
         )

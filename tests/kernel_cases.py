@@ -22,7 +22,7 @@ from kernel_calls import Case, answer, poisoned_outputs, run_reference
 from operands import INF, around, box, clean, gradients, scores
 from torch import Tensor
 
-from fastsal.checks import FLOATS, GRADIENTS, NORMS
+from fastsal.checks import FLOATS, GRADIENTS, NORMS, channel_view
 
 __all__ = ["Case", "answer", "cases", "disagreement", "poisoned_outputs", "run_reference", "wild_cases"]
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -58,8 +58,20 @@ def _gather(slots: int, samples: int, how: str) -> tuple[Tensor | None, Tensor |
     return torch.randint(slots, (len(ids),)), ids
 
 
-RADII = [8 / 255, 0.25, 0, 1e-40, 3, 1e-300]
-STEPS = [2 / 255, -0.7, 0.01, 0.3, 0.3, -0.0]
+# The last ones are as small as the distance between neighbouring numbers: there, every rounding shows.
+RADII = [8 / 255, 0.25, 0, 1e-40, 3, 1e-300, 1.3e-7, 2.4e-16, 3e-8, 1e-16]
+STEPS = [2 / 255, -0.7, 0.01, 0.3, 0.3, -0.0, 1e-7, 2e-16, -1, 1]
+
+
+BASES = {"infinite": "per channel", "below": "unit", "upper": "per channel"}  # boxes made of one of tests/operands.py
+
+
+def _inside(count: int, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> Tensor:
+    """Points of the box, as many below zero as above where the box allows it."""
+    x = clean(count, shape, dtype, BASES.get(kind, kind))
+    x = torch.where(torch.rand(x.shape) < 0.5, -x, x)
+    low, high = (None if edge is None else channel_view(edge, x) for edge in _boxed(kind, shape, dtype))
+    return x if low is None and high is None else x.clamp(low, high)
 
 
 def _points(x: Tensor, eps: Tensor, p: float) -> Tensor:
@@ -74,13 +86,18 @@ def _points(x: Tensor, eps: Tensor, p: float) -> Tensor:
 
 
 def _slopes(count: int, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> Tensor:
-    """Gradients with ties and zeros ("plain"), of all magnitudes ("finite"), or not finite in places ("special")."""
-    if kind != "plain":
+    """Gradients with ties and zeros ("plain"), of all magnitudes ("finite"), or not finite in places ("special"), or in
+    one or two ("sparse")."""
+    if kind not in ("plain", "sparse"):
         return gradients(count, shape, dtype, finite=kind == "finite")
     grad = (torch.randn(count, *shape) * 3).round() / 4
     grad[2:3] = 0
     if grad.numel() and count > 3:
         grad[3].view(-1)[-1] = [INF, math.nan][count % 2]
+    if kind == "sparse":
+        for row in range(count):  # row 0: none; one in each fifth of a row, then two of them
+            for part in {row % 6, row // 6 * 5} - {0}:
+                grad[row].view(-1)[grad[row].numel() * part // 6] = -INF
     return grad.to(dtype)
 
 
@@ -92,6 +109,8 @@ def _boxed(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tenso
         return low, high
     if kind == "below":
         return None, torch.ones(1, dtype=dtype)
+    if kind == "upper":
+        return None, box("per channel", shape[0] if shape else 1, dtype)[1]
     return box(kind, shape[0] if shape else 1, dtype)
 
 
@@ -99,7 +118,7 @@ def _random_start(
     dtype: torch.dtype, p: float, shape: tuple[int, ...], samples: int, kind: str, index: str = "gather",
     last: bool = False, base: int = 0, seed: int = 0x123456789ABCDEF, keys: bool = True, shared: bool = False,
 ) -> tuple[tuple[Any, ...], int]:  # fmt: skip
-    x = _dense(clean(samples, shape, dtype, {"infinite": "per channel", "below": "unit"}.get(kind, kind)), last, base)
+    x = _dense(_inside(samples, shape, dtype, kind), last, base)
     eps = torch.tensor([0.1] if shared else RADII[:samples], dtype=dtype)
     names = torch.randint(-(2**63), 2**63 - 1, (samples,)) if keys else None
     if names is not None:
@@ -114,7 +133,7 @@ def _pgd_step(
     share: float = 0.1,
 ) -> tuple[tuple[Any, ...], int]:  # fmt: skip
     slots = samples if index == "none" or samples == 0 else samples + 2
-    x = clean(samples, shape, dtype, {"infinite": "per channel", "below": "unit"}.get(kind, kind))
+    x = _inside(samples, shape, dtype, kind)
     eps = torch.tensor([8 / 255] if shared else RADII[:samples], dtype=dtype)
     alpha = torch.tensor([0.01] if shared else STEPS[:samples], dtype=dtype)
     rows, ids = _gather(slots, samples, index)
@@ -195,14 +214,15 @@ def _retire(
     dtype: torch.dtype, shape: tuple[int, ...], rows: int, flags: str, final: bool, index: str = "gather",
     last: bool = False, base: int = 0,
 ) -> tuple[tuple[Any, ...], int]:  # fmt: skip
-    samples, slots = (rows + 3, rows + 2) if index == "gather" else (rows, rows)
+    samples = rows + 3 if index in ("gather", "ids") else rows
+    slots = rows + 2 if index in ("gather", "rows") else rows
     previous, current = (_dense(clean(n, shape, dtype), last, base) for n in (slots, rows))
     result = _dense(torch.full((samples, *shape), 7, dtype=dtype), last, base)
     which, ids = torch.randint(max(slots, 1), (rows,)), torch.randperm(samples)[:rows]
     ids[1::4] = -1
     right = torch.rand(rows) < 0.8 if "right" in flags else None
     over = torch.rand(rows) < 0.4 if "over" in flags else None
-    indices = (None, None) if index == "none" else (which, ids)
+    indices = {"none": (None, None), "rows": (which, None), "ids": (None, ids)}.get(index, (which, ids))
     return (previous, current, right, over, *indices, result, torch.full((samples,), -1), 4, final), base
 
 
@@ -210,7 +230,7 @@ def _retire(
 
 SMALL, VOLUME, ODD, SEGMENTS = (3, 4, 5), (2, 3, 5, 4), (3, 33, 31), (3, 80, 81)
 SHAPES = [(), (1,), (63,), (1000,), (3, 32, 32), ODD, VOLUME]
-BOXES = ("none", "unit", "per channel", "half open", "below", "infinite")
+BOXES = ("none", "unit", "per channel", "half open", "below", "infinite", "upper")
 
 
 def _quick_starts() -> Iterator[Case]:
@@ -224,12 +244,14 @@ def _quick_starts() -> Iterator[Case]:
         yield _case(_random_start, F32, p, VOLUME, 4, "per channel", last=True)
         yield _case(_random_start, F32, p, ODD, 2, "per channel", "none", last=True)
         yield _case(_random_start, F32, p, SMALL, 0, "unit")
+        yield _case(_random_start, F32, p, (7,), 10, "none", "none")
+        yield _case(_random_start, F64, p, SMALL, 10, "half open", "ids")
 
 
 def _full_starts() -> Iterator[Case]:
     for dtype, p, shape, at in itertools.product(FLOATS, NORMS, [*SHAPES, SEGMENTS], range(3)):
         samples = (6, 2, 1)[at] if shape != SEGMENTS else 2
-        kind = BOXES[(at + len(shape) + 3 * (dtype == F64)) % 6]
+        kind = BOXES[(at + len(shape) + 3 * (dtype == F64)) % 7]
         index, keys = ("gather", "none", "ids")[at], at != 1
         yield _case(_random_start, dtype, p, shape, samples, kind, index, at == 0, at % 2, shared=at == 1, keys=keys)
     for p, seed in itertools.product(NORMS, (0, 1, -1, 2**63 - 1, -(2**63), 2**32)):
@@ -250,6 +272,10 @@ def _quick_steps() -> Iterator[Case]:
         yield _case(_pgd_step, F32, F32, p, ODD, 2, "per channel", "none", last=True)
         yield _case(_pgd_step, F32, F32, p, SMALL, 0, "unit")
         yield _case(_pgd_step, F64, F16, p, (33,), 1, "none", "none", "finite")
+        yield _case(_pgd_step, F32, F32, p, SMALL, 10, "half open", "none")
+        yield _case(_pgd_step, F64, F64, p, SMALL, 10, "upper", "rows")
+        yield _case(_pgd_step, F64, F64, p, (21,), 6, "none", "none", "finite")
+        yield _case(_pgd_step, F32, F32, p, (2500,), 9, "unit", "none", "sparse")
     yield _case(_pgd_step, F32, F32, INF, SEGMENTS, 2, "per channel", "none")
 
 
@@ -259,7 +285,7 @@ def _full_steps() -> Iterator[Case]:
         if shape == SEGMENTS and (grad not in (F32, F16) or at == 2):
             continue
         samples, (index, values) = (6, 2, 1)[at] if shape != SEGMENTS else 2, ways[at]
-        kind = BOXES[(at + len(shape) + GRADIENTS.index(grad)) % 6]
+        kind = BOXES[(at + len(shape) + GRADIENTS.index(grad)) % 7]
         share = (0.05, 1.0, 0.4)[(at + GRADIENTS.index(grad)) % 3]
         yield _case(
             _pgd_step, dtype, grad, p, shape, samples, kind, index, values, at != 1, at % 2, at == 1, share
@@ -335,6 +361,8 @@ def _quick_retirements() -> Iterator[Case]:
         yield _case(_retire, F32, (5,), 9, "", final, "none")
         yield _case(_retire, F32, (8,), 0, "over", final, "none")
     yield _case(_retire, F32, (4,), 1100, "over", False)
+    yield _case(_retire, F32, (5,), 9, "right,over", False, "rows")
+    yield _case(_retire, F64, (5,), 9, "right,over", False, "ids")
 
 
 def _full_retirements() -> Iterator[Case]:

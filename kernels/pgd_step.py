@@ -140,12 +140,11 @@ def launch_linf(
     ids: Tensor | None,
     next: Tensor,
     nonfinite: Tensor,
-    segment: int = SEGMENT,
 ) -> None:
-    """One launch. `segment`: elements of a row per program, a power of two."""
+    """One launch over segments of rows."""
     count, shape = next.shape[0], RowShape.of(x)
     vector = 16 // x.element_size()  # elements of a thread
-    block = tile(shape.size, 32 * vector, segment * vector // 4)
+    block = tile(shape.size, 32 * vector, SEGMENT * vector // 4)
     segments = max(-(-shape.size // block), 1)
     linf_step[(count * segments,)](
         x,

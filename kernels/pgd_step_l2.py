@@ -265,10 +265,8 @@ def launch(
     ids: Tensor | None,
     next: Tensor,
     nonfinite: Tensor,
-    on_chip: int = ON_CHIP,
-    segment: int = SEGMENT,
 ) -> None:
-    """One launch for a row of at most `on_chip` elements, else three over segments of `segment`, a power of two."""
+    """One launch for a row that fits on chip, else three over segments of rows."""
     count, shape = next.shape[0], RowShape.of(x)
     operands = (x, x_adv, grad, eps, alpha, clip_min, clip_max, rows, ids, next, nonfinite)
     sizes = (x.shape[0], x_adv.shape[0], shape.size, shape.channels, shape.places)
@@ -281,12 +279,12 @@ def launch(
         "ALIGNED": aligned(shape.size, x, x_adv, grad, next),
     }
     double = torch.float64 in (x.dtype, grad.dtype)
-    if shape.size <= (on_chip // 2 if double else on_chip):
-        block = tile(shape.size, 128, on_chip)
+    if shape.size <= (ON_CHIP // 2 if double else ON_CHIP):
+        block = tile(shape.size, 128, ON_CHIP)
         l2_step[(count,)](*operands, *sizes, **kinds, BLOCK=block, num_warps=warps(block, 8), **LAUNCH)
         return
     vector = 16 // x.element_size()
-    block = segment * vector // 4
+    block = SEGMENT * vector // 4
     segments = -(-shape.size // block)
     units = torch.empty((2, count, segments), dtype=torch.int32, device=x.device)
     squares = torch.empty((2, count, segments), dtype=torch.float64, device=x.device)

@@ -1,0 +1,333 @@
+"""The start of an attack: uniform noise in the ball, keyed by sample and row-major index, cut by the box.
+
+Linf reads x and writes the start, once each, in one launch. L2 and L1 scale a direction by its length: one launch for
+a row that fits on chip, else two, the first of which only makes noise.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .maths import exp_nonpositive, log_positive
+from .noise import four_in_a_row, normal_pair, one_of_four, philox, signed_exponential, uniform
+from .rounding import inner_radius, into_ball_and_box, project_point
+from .rows import (
+    LAUNCH,
+    RowShape,
+    aligned,
+    channel_of,
+    device_of,
+    elements_left,
+    entry,
+    logical_index,
+    lower_bound,
+    of_sample,
+    per_channel,
+    row_and_segment,
+    rows_of,
+    tile,
+    upper_bound,
+    warps,
+)
+
+SEGMENT = 1024  # elements of a row that one program makes; half as many of fp64
+ON_CHIP = 4096  # elements of a row whose length one program can sum, L2 and L1
+PARTS = 256  # partial sums that are added up at a time
+RADIUS_BLOCK = tl.constexpr(-1)  # the counter block, 2**64 - 1, whose first word draws what a whole row shares
+
+
+@triton.jit
+def key_of(sample_ids, sample, real):
+    key = sample
+    if sample_ids is not None:
+        key = tl.load(sample_ids + sample, mask=real, other=0)
+    return key
+
+
+@triton.jit
+def words_of(seed, key, first, channels, places, LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """The word of each of the BLOCK elements from offset `first` (a multiple of 4) of a row."""
+    if LAST:
+        at = first + tl.arange(0, BLOCK)
+        if not WIDE:
+            at = at.to(tl.int32)
+            channels = channels.to(tl.int32)
+            places = places.to(tl.int32)
+        index = logical_index(at, channels, places, LAST)
+        a, b, c, d = philox(seed, key, (index >> 2).to(tl.int64))
+        words = one_of_four(index, a, b, c, d)
+    else:
+        a, b, c, d = philox(seed, key, first // 4 + tl.arange(0, BLOCK // 4))
+        words = four_in_a_row(a, b, c, d)
+    return words
+
+
+@triton.jit
+def normals_of(seed, key, first, channels, places, LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """The standard normal of each of those elements, fp64."""
+    if LAST:
+        at = first + tl.arange(0, BLOCK)
+        if not WIDE:
+            at = at.to(tl.int32)
+            channels = channels.to(tl.int32)
+            places = places.to(tl.int32)
+        index = logical_index(at, channels, places, LAST)
+        a, b, c, d = philox(seed, key, (index >> 2).to(tl.int64))
+        second = (index & 2) == 2
+        even, odd = normal_pair(tl.where(second, c, a), tl.where(second, d, b))
+        normals = tl.where((index & 1) == 1, odd, even)
+    else:
+        a, b, c, d = philox(seed, key, first // 4 + tl.arange(0, BLOCK // 4))
+        n0, n1 = normal_pair(a, b)
+        n2, n3 = normal_pair(c, d)
+        normals = four_in_a_row(n0, n1, n2, n3)
+    return normals
+
+
+@triton.jit
+def noise_of(
+    seed, key, first, channels, places, L2: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The direction of an L2 or an L1 start, not yet scaled."""
+    if L2:
+        noise = normals_of(seed, key, first, channels, places, LAST, WIDE, BLOCK)
+    else:
+        noise = signed_exponential(words_of(seed, key, first, channels, places, LAST, WIDE, BLOCK))
+    return noise
+
+
+@triton.jit
+def mass_of(noise, inside, L2: tl.constexpr):
+    """What the elements of a row add to the square of its L2 norm, or to its L1 norm."""
+    each = noise * noise if L2 else tl.abs(noise)
+    return tl.sum(tl.where(inside, each, 0.0), axis=0)
+
+
+@triton.jit
+def scale_of(seed, key, mass, radius, size, L2: tl.constexpr):
+    """What makes of the direction a uniform point of the ball, from the word that the row shares."""
+    word, _, _, _ = philox(seed, key, tl.full((), RADIUS_BLOCK, tl.int64))
+    logarithm = log_positive(uniform(word, tl.float64))
+    if L2:
+        # u^(1/size): the share of the radius
+        share = exp_nonpositive(logarithm / tl.maximum(size, 1).to(tl.float64)) / tl.sqrt(mass)
+    else:
+        share = 1 / (mass - logarithm)
+    return share * inner_radius(radius)
+
+
+@triton.jit(do_not_specialize=["samples", "size", "channels", "places", "segments"])
+def linf_start(
+    x,
+    eps,
+    seed,
+    sample_ids,
+    clip_min,
+    clip_max,
+    ids,
+    start,
+    samples: tl.int64,
+    size: tl.int64,
+    channels: tl.int64,
+    places: tl.int64,
+    segments: tl.int32,
+    EACH_EPS: tl.constexpr,
+    EACH_LOW: tl.constexpr,
+    EACH_HIGH: tl.constexpr,
+    LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    size = rows_of(size, ALIGNED)
+    row, segment = row_and_segment(segments, SPLIT)
+    sample = entry(ids, row, samples)
+    real = sample >= 0
+    first = segment.to(tl.int64) * BLOCK
+    within = tl.arange(0, BLOCK)
+    inside = within < elements_left(size, first, real, BLOCK)
+    word = words_of(tl.load(seed), key_of(sample_ids, sample, real), first, channels, places, LAST, WIDE, BLOCK)
+    clean = tl.load(x + (sample * size + first) + within, mask=inside, other=0)
+    radius = of_sample(eps, sample, real, EACH_EPS)
+
+    channel = within
+    if EACH_LOW or EACH_HIGH:
+        at = first + within
+        if not WIDE:
+            at = at.to(tl.int32)
+            channels = channels.to(tl.int32)
+            places = places.to(tl.int32)
+        channel = channel_of(at, channels, places, LAST)
+    low = lower_bound(clip_min, channel, inside, EACH_LOW, clean.dtype)
+    high = upper_bound(clip_max, channel, inside, EACH_HIGH, clean.dtype)
+    noise = radius * (uniform(word, clean.dtype) * 2 - 1)
+    point = into_ball_and_box(clean + noise, clean, radius, low, high)
+    tl.store(start + (row * size + first) + within, point, mask=inside)
+
+
+@triton.jit(do_not_specialize=["samples", "size", "channels", "places", "segments"])
+def noise_mass(
+    seed,
+    sample_ids,
+    ids,
+    masses,
+    samples: tl.int64,
+    size: tl.int64,
+    channels: tl.int64,
+    places: tl.int64,
+    segments: tl.int32,
+    L2: tl.constexpr,
+    LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A part of the length of a row's direction."""
+    row, segment = row_and_segment(segments, True)
+    sample = entry(ids, row, samples)
+    real = sample >= 0
+    first = segment.to(tl.int64) * BLOCK
+    inside = tl.arange(0, BLOCK) < elements_left(size, first, real, BLOCK)
+    key = key_of(sample_ids, sample, real)
+    noise = noise_of(tl.load(seed), key, first, channels, places, L2, LAST, WIDE, BLOCK)
+    tl.store(masses + row * segments + segment, mass_of(noise, inside, L2))
+
+
+@triton.jit(do_not_specialize=["samples", "size", "channels", "places", "segments"])
+def scaled_start(
+    x,
+    eps,
+    seed,
+    sample_ids,
+    clip_min,
+    clip_max,
+    ids,
+    start,
+    masses,
+    samples: tl.int64,
+    size: tl.int64,
+    channels: tl.int64,
+    places: tl.int64,
+    segments: tl.int32,
+    L2: tl.constexpr,
+    EACH_EPS: tl.constexpr,
+    EACH_LOW: tl.constexpr,
+    EACH_HIGH: tl.constexpr,
+    LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """A row on chip, or, given the `masses` of its segments, one of them."""
+    size = rows_of(size, ALIGNED)
+    row, segment = row_and_segment(segments, masses is not None)
+    sample = entry(ids, row, samples)
+    real = sample >= 0
+    first = segment.to(tl.int64) * BLOCK
+    within = tl.arange(0, BLOCK)
+    inside = within < elements_left(size, first, real, BLOCK)
+    radius = of_sample(eps, sample, real, EACH_EPS)
+    key = key_of(sample_ids, sample, real)
+    seed = tl.load(seed)
+    if masses is None:
+        noise = noise_of(seed, key, first, channels, places, L2, LAST, WIDE, BLOCK)
+        scale = scale_of(seed, key, mass_of(noise, inside, L2), radius, size, L2)
+    else:
+        # the length first: it needs many registers, and so do the elements of the row
+        mass = tl.full((), 0.0, tl.float64)
+        for part in range(0, segments, PARTS):
+            at_part = part + tl.arange(0, PARTS)
+            mass += tl.sum(tl.load(masses + row * segments + at_part, mask=at_part < segments, other=0), axis=0)
+        scale = scale_of(seed, key, mass, radius, size, L2)
+        noise = noise_of(seed, key, first, channels, places, L2, LAST, WIDE, BLOCK)
+    clean = tl.load(x + (sample * size + first) + within, mask=inside, other=0)
+    channel = within
+    if EACH_LOW or EACH_HIGH:
+        at = first + within
+        if not WIDE:
+            at = at.to(tl.int32)
+            channels = channels.to(tl.int32)
+            places = places.to(tl.int32)
+        channel = channel_of(at, channels, places, LAST)
+    low = lower_bound(clip_min, channel, inside, EACH_LOW, clean.dtype)
+    high = upper_bound(clip_max, channel, inside, EACH_HIGH, clean.dtype)
+    tl.store(start + (row * size + first) + within, project_point(clean, noise * scale, low, high), mask=inside)
+
+
+def launch(
+    x: Tensor,
+    eps: Tensor,
+    seed: Tensor,
+    sample_ids: Tensor | None,
+    clip_min: Tensor | None,
+    clip_max: Tensor | None,
+    ids: Tensor | None,
+    p: float,
+    start: Tensor,
+) -> None:
+    """The operands of the operator, dense and in one memory format, then its output."""
+    count, shape = start.shape[0], RowShape.of(x)
+    if count == 0 or shape.size == 0:
+        return
+    operands = (x, eps, seed, sample_ids, clip_min, clip_max, ids, start)
+    sizes = (x.shape[0], shape.size, shape.channels, shape.places)
+    order = {"LAST": shape.last, "WIDE": shape.size >= 2**31}
+    kinds = {
+        "EACH_EPS": eps.shape[0] > 1,
+        "EACH_LOW": per_channel(clip_min),
+        "EACH_HIGH": per_channel(clip_max),
+        "ALIGNED": aligned(shape.size, x, start),
+        **order,
+    }
+    vector = 16 // x.element_size()
+    block = tile(shape.size, 32 * vector, SEGMENT * vector // 4)
+    segments = -(-shape.size // block)
+    with device_of(x):
+        if p == math.inf:
+            linf_start[(count * segments,)](
+                *operands,
+                *sizes,
+                segments,
+                **kinds,
+                SPLIT=segments > 1,
+                BLOCK=block,
+                num_warps=warps(block, vector),
+                **LAUNCH,
+            )
+            return
+        masses = None
+        if shape.size <= ON_CHIP:
+            block, segments = tile(shape.size, 128, ON_CHIP), 1
+        else:
+            masses = torch.empty((count, segments), dtype=torch.float64, device=x.device)
+            noise_mass[(count * segments,)](
+                seed,
+                sample_ids,
+                ids,
+                masses,
+                *sizes,
+                segments,
+                L2=p == 2.0,
+                **order,
+                BLOCK=block,
+                num_warps=warps(block, 4),
+                **LAUNCH,
+            )
+        scaled_start[(count * segments,)](
+            *operands,
+            masses,
+            *sizes,
+            segments,
+            L2=p == 2.0,
+            **kinds,
+            BLOCK=block,
+            PARTS=tile(segments, 32, PARTS),
+            num_warps=warps(block, 8 if masses is None else 4),
+            **LAUNCH,
+        )

@@ -56,6 +56,25 @@ def exp_nonpositive(v):
 
 
 @triton.jit
+def reciprocal(d):
+    """1 / d, fp64, for d within the range of fp32: two Newton steps from fp32, to 2 units in the last place. An exactly
+    rounded division costs a subroutine and its registers."""
+    r = (1.0 / d.to(tl.float32)).to(tl.float64)
+    r = r * (2 - d * r)
+    return r * (2 - d * r)
+
+
+@triton.jit
+def root(a):
+    """The square root of a fp64 number within the range of fp32, not zero: in the same way."""
+    y = tl.rsqrt(a.to(tl.float32)).to(tl.float64)
+    half = a * 0.5
+    y = y * (1.5 - half * y * y)
+    y = y * (1.5 - half * y * y)
+    return a * y
+
+
+@triton.jit
 def log_positive(v):
     """Natural logarithm of a positive normal fp64 number; NaN and infinity stay what they are."""
     bits = bits_of(v)
@@ -64,7 +83,7 @@ def log_positive(v):
     upper = m > 1.4142135623730951
     m = tl.where(upper, m * 0.5, m)
     exponent = tl.where(upper, exponent + 1, exponent)
-    s = (m - 1) / (m + 1)  # log m = 2 artanh s
+    s = (m - 1) * reciprocal(m + 1)  # log m = 2 artanh s
     z = s * s
     p = z * (2.0 / 23.0) + 2.0 / 21.0
     p = p * z + 2.0 / 19.0

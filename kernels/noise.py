@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .maths import log_positive, turn
+from .maths import log_positive, root, turn
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def uniform(word, T: tl.constexpr):
 @triton.jit
 def normal_pair(word0, word1):
     """Two standard normals (Box-Muller), fp64: words 0 and 1 make elements 0 and 1 of a block, words 2 and 3 the rest."""
-    length = tl.sqrt(log_positive(uniform(word0, tl.float64)) * -2)
+    length = root(log_positive(uniform(word0, tl.float64)) * -2)
     sine, cosine = turn(uniform(word1, tl.float64))
     return length * cosine, length * sine
 

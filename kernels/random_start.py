@@ -20,6 +20,7 @@ from .rows import (
     LAUNCH,
     RowShape,
     aligned,
+    at_most,
     channel_of,
     device_of,
     elements_left,
@@ -171,7 +172,7 @@ def linf_start(
     tl.store(start + (row * size + first) + within, point, mask=inside)
 
 
-@triton.jit(do_not_specialize=["samples", "size", "channels", "places", "segments"])
+@triton.jit(do_not_specialize=["samples", "size", "segments"])
 def noise_mass(
     seed,
     sample_ids,
@@ -179,22 +180,17 @@ def noise_mass(
     masses,
     samples: tl.int64,
     size: tl.int64,
-    channels: tl.int64,
-    places: tl.int64,
     segments: tl.int32,
     L2: tl.constexpr,
-    LAST: tl.constexpr,
-    WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A part of the length of a row's direction."""
+    """A part of the length of a row's direction, in the order of its counters, whatever the memory format."""
     row, segment = row_and_segment(segments, True)
     sample = entry(ids, row, samples)
     real = sample >= 0
     first = segment.to(tl.int64) * BLOCK
     inside = tl.arange(0, BLOCK) < elements_left(size, first, real, BLOCK)
-    key = key_of(sample_ids, sample, real)
-    noise = noise_of(tl.load(seed), key, first, channels, places, L2, LAST, WIDE, BLOCK)
+    noise = noise_of(tl.load(seed), key_of(sample_ids, sample, real), first, 1, 1, L2, False, False, BLOCK)
     tl.store(masses + row * segments + segment, mass_of(noise, inside, L2))
 
 
@@ -277,13 +273,13 @@ def launch(
         return
     operands = (x, eps, seed, sample_ids, clip_min, clip_max, ids, start)
     sizes = (x.shape[0], shape.size, shape.channels, shape.places)
-    order = {"LAST": shape.last, "WIDE": shape.size >= 2**31}
     kinds = {
         "EACH_EPS": eps.shape[0] > 1,
         "EACH_LOW": per_channel(clip_min),
         "EACH_HIGH": per_channel(clip_max),
         "ALIGNED": aligned(shape.size, x, start),
-        **order,
+        "LAST": shape.last,
+        "WIDE": shape.size >= 2**31,
     }
     vector = 16 // x.element_size()
     block = tile(shape.size, 32 * vector, SEGMENT * vector // 4)
@@ -301,20 +297,23 @@ def launch(
                 **LAUNCH,
             )
             return
-        masses = None
+        masses, how = None, {}
         if shape.size <= ON_CHIP:
             block, segments = tile(shape.size, 128, ON_CHIP), 1
+            how["num_warps"] = warps(block, 8)
         else:
+            how["num_warps"] = warps(block, vector)
+            if not shape.last:
+                how |= at_most(40)
             masses = torch.empty((count, segments), dtype=torch.float64, device=x.device)
             noise_mass[(count * segments,)](
                 seed,
                 sample_ids,
                 ids,
                 masses,
-                *sizes,
+                *sizes[:2],
                 segments,
                 L2=p == 2.0,
-                **order,
                 BLOCK=block,
                 num_warps=warps(block, 4),
                 **LAUNCH,
@@ -328,6 +327,6 @@ def launch(
             **kinds,
             BLOCK=block,
             PARTS=tile(segments, 32, PARTS),
-            num_warps=warps(block, 8 if masses is None else 4),
+            **how,
             **LAUNCH,
         )

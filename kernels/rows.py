@@ -55,6 +55,13 @@ def warps(elements: int, per_thread: int, most: int = 16) -> int:
     return min(max(elements // (size * per_thread), 1), most)
 
 
+def at_most(registers: int) -> dict[str, Any]:
+    """A limit on the registers of a thread, where the compiler takes one, for kernels that fit into it unspilled."""
+    if triton.knobs.runtime.interpret or triton.runtime.driver.active.get_current_target().backend != "cuda":
+        return {}
+    return {"maxnreg": registers}
+
+
 def per_channel(bound: Tensor | None) -> bool:
     return bound is not None and bound.shape[0] > 1
 

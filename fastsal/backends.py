@@ -19,14 +19,16 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastsal import reference
-from fastsal.operators import LIBRARY, OPERATORS, Operator, memory_format
+from fastsal.calls import implementation
+from fastsal.operators import LIBRARY, OPERATORS, Operator
+
+__all__ = ["bodies", "body_of", "candidates", "implementation", "missing"]
 
 Body = Callable[..., int]
 
@@ -45,14 +47,16 @@ except ImportError as error:
 CHOICES = ("auto", "cpp", "cuda", "triton", "reference")
 
 
-def missing(body: str) -> str:
-    """Why a body cannot run in this installation; empty where it can, given a device."""
+def missing(body: str, operator: str | None = None) -> str:
+    """Why a body, or that of one operator, cannot run in this installation; empty where it can, given a device."""
     if body in ("cpp", "cuda") and EXTENSION is None:
         return f"the C++ extension is not there: {EXTENSION_MISSING}"
     if body == "cuda" and not EXTENSION.cuda_targets():
         return "the extension was built without CUDA sources"
     if body == "triton" and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
+    if body == "triton" and operator and importlib.util.find_spec(f"fastsal.kernels.{operator}") is None:
+        return f"there is no Triton kernel of {operator} yet"
     return ""
 
 
@@ -72,10 +76,12 @@ def candidates(device_type: str) -> tuple[str, ...]:
 
 def bodies(device_type: str) -> dict[str, str]:
     """Name of the body that each operator runs on `device_type`."""
-    able = [body for body in candidates(device_type) if not missing(body)]
     requested = _requested()
-    name = requested if requested in able else able[0]
-    return {operator: name for operator in OPERATORS}
+    chosen = {}
+    for operator in OPERATORS:
+        able = [body for body in candidates(device_type) if not missing(body, operator)]
+        chosen[operator] = requested if requested in able else able[0]
+    return chosen
 
 
 def _reference_body(operator: Operator) -> Body:
@@ -112,70 +118,6 @@ def body_of(operator: str, name: str) -> Body:
     """The body of `operator` called `name`, for `fastsal doctor`, tests and benchmarks."""
     make = {"cpp": _compiled_body, "cuda": _compiled_body, "triton": _triton_body, "reference": _reference_body}[name]
     return make(OPERATORS[operator])
-
-
-def _dense(arguments: Iterable[Any], operator: Operator) -> list[Any]:
-    """Operands in one memory format, that of the first of ``operator.dense``; index vectors contiguous."""
-    operands = dict(zip(operator.argument_names, arguments, strict=True))
-    chosen = memory_format(operands[operator.dense[0]])
-    for name, operand in operands.items():
-        if isinstance(operand, Tensor) and name not in ("result", "stop"):  # those are written in place
-            target = chosen if name in operator.dense else torch.contiguous_format
-            if not operand.is_contiguous(memory_format=target):
-                operands[name] = operand.contiguous(memory_format=target)
-    return list(operands.values())
-
-
-def _apart(operator: Operator, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
-    """Refuses memory for an output that overlaps an argument (rows are gathered, so one would overwrite another) or
-    another output."""
-    taken = [(n, a) for n, a in zip(operator.argument_names, args, strict=True) if isinstance(a, Tensor)]
-    for name, out in zip(operator.out_names, outs, strict=True):
-        for label, other in taken:
-            if _overlap(out, other):
-                raise ValueError(
-                    f"fastsal.{operator.name}: {name}: expected memory apart from that of {label}, got the same"
-                )
-        taken.append((name, out))
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr() or not a.numel() or not b.numel():
-        return False
-    starts = [t.storage_offset() * t.element_size() for t in (a, b)]
-    ends = [
-        start + (1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))) * t.element_size()
-        for start, t in zip(starts, (a, b), strict=True)
-    ]
-    return starts[0] < ends[1] and starts[1] < ends[0]
-
-
-def implementation(operator: Operator, body: Body, check_values: bool) -> Callable[..., Any]:
-    """The operator on one device: checks, allocation, body. `check_values`: look before, not after, the body runs."""
-    mutated = [i for i, text in enumerate(operator.arguments.split(", ")) if "!)" in text]
-
-    def compute(args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-        if check_values:
-            operator.values(*args)
-        if body(*_dense(args, operator), *outputs):
-            operator.values(*args)
-            raise RuntimeError(f"fastsal.{operator.name}: its body refused a value that the contract accepts")
-        for i in mutated:
-            torch.autograd.graph.increment_version(args[i])
-
-    def run(*given: Any, **outs: Tensor) -> Any:
-        args = operator.complete(given)
-        if outs:
-            outputs = operator.accept(args, outs)
-            _apart(operator, args, outputs)
-            compute(args, outputs)
-            torch.autograd.graph.increment_version(outputs)
-            return None
-        outputs = operator.outputs(*args)
-        compute(args, outputs)
-        return outputs if len(outputs) > 1 else outputs[0]
-
-    return run
 
 
 def _say_slow_path() -> None:

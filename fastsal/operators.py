@@ -93,10 +93,10 @@ class Operator:
         """Checks the arguments and allocates the outputs, in the order of ``returns``."""
         return tuple(out.allocate() for out in self.plan(*self.complete(args)))
 
-    def accept(self, args: Sequence[Any], outs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Checks the arguments and the memory that a caller gave for the outputs, and puts that into order."""
+    def accept(self, plan: Sequence[Out], outs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Checks the memory that a caller gave for the outputs, and puts it into order."""
         given = tuple(outs[name] for name in self.out_names)
-        for name, out, memory in zip(self.out_names, self.plan(*args), given, strict=True):
+        for name, out, memory in zip(self.out_names, plan, given, strict=True):
             check.shape(self.name, name, memory, out.shape)
             check.dtype(self.name, name, memory, (out.dtype,))
             check.device(self.name, out.device, **{name: memory})
@@ -466,7 +466,7 @@ def _define(operator: Operator) -> None:
         return outputs if len(outputs) > 1 else outputs[0]
 
     def out_shape_function(*args: Any, **outs: Tensor) -> None:
-        operator.accept(operator.complete(args), outs)
+        operator.accept(operator.plan(*operator.complete(args)), outs)
 
     torch.library.register_fake(f"fastsal::{operator.name}", shape_function, lib=LIBRARY)
     torch.library.register_fake(f"fastsal::{operator.name}.out", out_shape_function, lib=LIBRARY)

@@ -1,0 +1,120 @@
+"""One call of an operator on real tensors: checks, memory, body.
+
+The checks see shapes, dtypes, devices and strides, never values, so what they found out is remembered: a call that is
+described by the same words as one before is as valid, gets the same outputs and needs the same copies. An attack
+makes the same few calls at every step, and a check costs as much as the arithmetic of a small batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsal.operators import Operator, Out, memory_format
+
+REMEMBERED = 1024  # kinds of call per operator; then they are forgotten all at once
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What is known about every call of one description."""
+
+    outs: tuple[Out, ...]
+    copies: tuple[tuple[int, torch.memory_format], ...]  # operands to lay out anew: position, format
+    spans: tuple[tuple[int, int], ...]  # operands that have memory: position, bytes from first element to last
+
+
+def _describe(operands: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple([(a.dtype, a.shape, a.stride(), a.device) if isinstance(a, Tensor) else a for a in operands])
+
+
+def _copies(operator: Operator, args: Sequence[Any]) -> tuple[tuple[int, torch.memory_format], ...]:
+    """What brings operands into one memory format, the first of ``operator.dense`` says which; indices contiguous."""
+    operands = dict(zip(operator.argument_names, args, strict=True))
+    chosen = memory_format(operands[operator.dense[0]])
+    copies = []
+    for at, (name, operand) in enumerate(operands.items()):
+        if isinstance(operand, Tensor) and name not in ("result", "stop"):  # those are written in place
+            target = chosen if name in operator.dense else torch.contiguous_format
+            if not operand.is_contiguous(memory_format=target):
+                copies.append((at, target))
+    return tuple(copies)
+
+
+def _spans(operands: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    spans = []
+    for at, operand in enumerate(operands):
+        if isinstance(operand, Tensor) and operand.numel():
+            last = sum((n - 1) * step for n, step in zip(operand.shape, operand.stride(), strict=True))
+            spans.append((at, (1 + last) * operand.element_size()))
+    return tuple(spans)
+
+
+def _refuse_overlap(operator: Operator, operands: Sequence[Any], spans: Sequence[tuple[int, int]]) -> None:
+    """Refuses memory for an output that overlaps an argument (rows are gathered, so one would overwrite another) or
+    another output."""
+    arity = len(operator.argument_names)
+    taken: list[tuple[int, int, int]] = []
+    for at, span in spans:
+        begin = operands[at].data_ptr()
+        end = begin + span
+        if at >= arity:
+            for first, last, other in taken:
+                if first < end and begin < last:
+                    names = (*operator.argument_names, *operator.out_names)
+                    raise ValueError(
+                        f"fastsal.{operator.name}: {names[at]}: expected memory apart from that of {names[other]}, "
+                        "got the same"
+                    )
+        taken.append((begin, end, at))
+
+
+def implementation(operator: Operator, body: Callable[..., int], check_values: bool) -> Callable[..., Any]:
+    """The operator on one device. `check_values`: look before, not after, the body runs."""
+    arity, names = len(operator.argument_names), operator.out_names
+    mutated = [i for i, text in enumerate(operator.arguments.split(", ")) if "!)" in text]
+    known: dict[tuple[Any, ...], Accepted] = {}
+
+    def examine(args: tuple[Any, ...], outs: dict[str, Tensor]) -> Accepted:
+        plan = operator.plan(*args)
+        given = operator.accept(plan, outs) if outs else ()
+        return Accepted(plan, _copies(operator, args), _spans((*args, *given)))
+
+    def run(*given: Any, **outs: Tensor) -> Any:
+        args = given if len(given) == arity else operator.complete(given)
+        outputs = tuple([outs[name] for name in names]) if outs else ()
+        operands = args + outputs
+        description = _describe(operands)
+        call = known.get(description)
+        if call is None:
+            call = examine(args, outs)
+            if len(known) >= REMEMBERED:
+                known.clear()
+            known[description] = call
+        if outs:
+            _refuse_overlap(operator, operands, call.spans)
+        else:
+            outputs = tuple([out.allocate() for out in call.outs])
+            operands = args + outputs
+        if check_values:
+            operator.values(*args)
+        if call.copies:
+            laid_out = list(operands)
+            for at, target in call.copies:
+                laid_out[at] = laid_out[at].contiguous(memory_format=target)
+            operands = tuple(laid_out)
+        if body(*operands):
+            operator.values(*args)
+            raise RuntimeError(f"fastsal.{operator.name}: its body refused a value that the contract accepts")
+        for i in mutated:
+            torch.autograd.graph.increment_version(args[i])
+        if outs:
+            torch.autograd.graph.increment_version(outputs)
+            return None
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    return run

@@ -24,14 +24,15 @@ def say(message: str) -> None:
 
 def cuda_sources(torch: Any) -> list[str]:
     """The CUDA sources to build, with the reason said either way."""
-    sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cuda/*.cu"))
+    bound = (ROOT / "csrc/cuda/bindings.cpp").exists()  # kernels that nothing registers yet are no use to anyone
+    sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cuda/*.cu")) if bound else []
     asked = os.environ.get("FASTSAL_CUDA", "")
     if asked == "0":
         say("CUDA sources left out: FASTSAL_CUDA=0")
         return []
     missing = []
     if not sources:
-        missing.append("this version has no CUDA sources")
+        missing.append("this version registers no CUDA kernels")
     if shutil.which("nvcc") is None:
         missing.append("nvcc is not on the PATH")
     if torch.version.cuda is None:

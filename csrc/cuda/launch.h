@@ -28,6 +28,8 @@ inline unsigned blocks_for(int64_t tasks) { return unsigned(tasks < kMaxBlocks ?
 
 // Threads of a block; a test may ask the emulator for fewer.
 inline unsigned threads(unsigned usual) { return usual; }
+// Blocks in one dimension of a grid; a test may ask for fewer.
+inline int64_t grid_limit(int64_t usual) { return usual; }
 
 inline void check(const char* kernel, cudaError_t status) {
   if (status != cudaSuccess)
@@ -35,12 +37,12 @@ inline void check(const char* kernel, cudaError_t status) {
 }
 
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, unsigned block_threads,
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned block_threads,
             size_t dynamic_shared, void* stream, const Arguments&... arguments) {
   if (dynamic_shared > 48 * 1024)  // more than a kernel gets without asking
     check(name, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                      int(dynamic_shared)));
-  kernel<<<blocks, block_threads, dynamic_shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  kernel<<<grid, block_threads, dynamic_shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
   check(name, cudaGetLastError());
 }
 
@@ -50,13 +52,29 @@ inline unsigned threads(unsigned usual) {
   const unsigned asked = emulator::machine().block_threads;
   return asked && asked < usual ? asked : usual;
 }
+inline int64_t grid_limit(int64_t usual) {
+  const int64_t asked = emulator::machine().grid_limit;
+  return asked ? asked : usual;
+}
 
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, unsigned block_threads,
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned block_threads,
             size_t dynamic_shared, void*, const Arguments&... arguments) {
-  emulator::launch(name, blocks, block_threads, dynamic_shared, [=] { kernel(arguments...); });
+  emulator::launch(name, grid, block_threads, dynamic_shared, [=] { kernel(arguments...); });
 }
 
 #endif
+
+// A block for each segment of each row, in one launch wherever a grid has room for them: calls
+// body(first_row, first_segment, grid).
+template <class Body>
+void for_each_grid(int64_t rows, int64_t segments, Body body) {
+  const int64_t most_x = grid_limit(kMaxBlocks), most_y = grid_limit(65535);
+  for (int64_t row = 0; row < rows; row += most_x)
+    for (int64_t segment = 0; segment < segments; segment += most_y)
+      body(row, segment,
+           dim3(unsigned(rows - row < most_x ? rows - row : most_x),
+                unsigned(segments - segment < most_y ? segments - segment : most_y)));
+}
 
 }  // namespace fastsal

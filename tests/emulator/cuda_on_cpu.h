@@ -148,6 +148,7 @@ struct Machine {
   // set by a test
   uint64_t seed = 0;
   unsigned block_threads = 0;
+  int64_t grid_limit = 0;
   Watched* watched = nullptr;
   size_t watched_count = 0;
   // told to a test

@@ -1,0 +1,153 @@
+// One launch. Rows that fit into the registers of their threads are read once; longer ones twice: once for the sums and
+// the divergence, and once for the gradients.
+#pragma once
+
+#include "kl_divergence.h"
+#include "logits.cuh"
+
+namespace fastsal {
+
+template <class Z>
+constexpr int kDivergenceTurns = sizeof(Z) == 2 ? 1 : 2;  // 8 elements of a thread from either row, or 4 in fp64
+
+// The sample of row j. Padding is finished here, and -1 comes back.
+template <class Z, bool wide, class Team>
+__device__ __forceinline__ int64_t begin_divergence(const KlDivergenceCall& call, int64_t j, const Team& team) {
+  using T = typename LossOf<Z>::Type;
+  const int64_t sample = sample_of(call.ids, j, call.samples);
+  if (sample < 0) {
+    const LongWalk<Z, wide> walk(team, call.classes);
+    walk.blank(static_cast<Z*>(call.adv_grad_out) + j * call.classes);
+    if (call.both) walk.blank(static_cast<Z*>(call.clean_grad_out) + j * call.classes);
+    if (team.thread() == 0) static_cast<T*>(call.loss_out)[j] = T(0);
+  }
+  return sample;
+}
+
+template <class Z, class Team, bool wide>
+__global__ void __launch_bounds__(Team::kMostThreads) kl_divergence_kernel(KlDivergenceCall call) {
+  using T = typename LossOf<Z>::Type;
+  constexpr int turns = kDivergenceTurns<Z>, pack = kPack<Z>;
+  const Team team;
+  const Walk<Z, wide> walk(team, call.classes);
+  for (int64_t j = team.first_row(); j < call.count; j += team.rows_apart()) {
+    const int64_t sample = begin_divergence<Z, wide>(call, j, team);
+    if (sample < 0) continue;
+    T p[turns][pack], q[turns][pack], apart[turns][pack];  // logits, then softmax terms; log p - log q but for the shift
+    Several<T, 2> top{{-Limits<T>::infinity, -Limits<T>::infinity}};
+#pragma unroll
+    for (int turn = 0; turn < turns; ++turn)
+      if (walk.any(turn)) {
+        walk.load(static_cast<const Z*>(call.clean) + sample * call.classes, turn, p[turn]);
+        walk.load(static_cast<const Z*>(call.adv) + j * call.classes, turn, q[turn]);
+      }
+#pragma unroll
+    for (int turn = 0; turn < turns; ++turn)
+      if (walk.any(turn))
+#pragma unroll
+        for (int e = 0; e < pack; ++e) {
+          top.values[0] = p[turn][e] > top.values[0] ? p[turn][e] : top.values[0];
+          top.values[1] = q[turn][e] > top.values[1] ? q[turn][e] : top.values[1];
+        }
+    top = reduce_each<Larger>(team, top);
+    Several<T, 3> sums{};
+#pragma unroll
+    for (int turn = 0; turn < turns; ++turn)
+      if (walk.any(turn))
+#pragma unroll
+        for (int e = 0; e < pack; ++e) {
+          const T clean_z = p[turn][e], adv_z = q[turn][e];
+          p[turn][e] = softmax_term(clean_z, top.values[0]);
+          q[turn][e] = softmax_term(adv_z, top.values[1]);
+          apart[turn][e] = (clean_z - top.values[0]) - (adv_z - top.values[1]);
+          sums.values[0] += p[turn][e];
+          sums.values[1] += q[turn][e];
+          sums.values[2] += kl_term(p[turn][e], apart[turn][e], T(0), T(0), T(0));
+        }
+    sums = reduce_each<Add>(team, sums);
+    const T clean_total = sums.values[0], adv_total = sums.values[1], shift = kl_shift(clean_total, adv_total);
+    const T loss = kl_loss(sums.values[2], clean_total, shift);
+    if (team.thread() == 0) static_cast<T*>(call.loss_out)[j] = loss;
+#pragma unroll
+    for (int turn = 0; turn < turns; ++turn)
+      if (walk.any(turn)) {
+#pragma unroll
+        for (int e = 0; e < pack; ++e) {
+          q[turn][e] = kl_adv_slope(p[turn][e], clean_total, q[turn][e], adv_total);
+          p[turn][e] = kl_clean_slope(p[turn][e], clean_total, apart[turn][e], T(0), T(0), T(0), shift, loss);
+        }
+        walk.save(static_cast<Z*>(call.adv_grad_out) + j * call.classes, turn, q[turn]);
+        if (call.both) walk.save(static_cast<Z*>(call.clean_grad_out) + j * call.classes, turn, p[turn]);
+      }
+  }
+}
+
+// Sums of a clean row, relative to its largest logit so far. In fp64, and the same weights in both, so that a distance
+// between the two rows' levels does not cost the divergence its digits.
+template <class T>
+struct DivergenceSum {
+  T top = -Limits<T>::infinity, impossible = -Limits<T>::infinity;  // the largest logit of classes that adv excludes
+  double total = 0, terms = 0;                                      // sum of exp(z - top), and of that times z - z_adv
+  __device__ __forceinline__ void rescale(T higher) {
+    const double factor = softmax_term(SoftmaxSum<T>::anchor(top), SoftmaxSum<T>::anchor(higher));
+    top = higher, total *= factor, terms *= factor;
+  }
+  __device__ __forceinline__ void add(T clean_z, T adv_z) {
+    const double term = softmax_term(clean_z, SoftmaxSum<T>::anchor(top));
+    total += term;
+    if (term == 0) return;
+    if (adv_z == -Limits<T>::infinity)
+      impossible = clean_z > impossible ? clean_z : impossible;
+    else
+      terms += term * (double(clean_z) - double(adv_z));
+  }
+};
+
+// A row longer than the registers of a block.
+template <class Z, bool wide>
+__global__ void __launch_bounds__(kLongRowThreads, kLongRowBlocks) kl_divergence_long_kernel(KlDivergenceCall call) {
+  using T = typename LossOf<Z>::Type;
+  const BlockTeam team;
+  const LongWalk<Z, wide> walk(team, call.classes);
+  for (int64_t j = team.first_row(); j < call.count; j += team.rows_apart()) {
+    const int64_t sample = begin_divergence<Z, wide>(call, j, team);
+    if (sample < 0) continue;
+    const Z* clean = static_cast<const Z*>(call.clean) + sample * call.classes;
+    const Z* adv = static_cast<const Z*>(call.adv) + j * call.classes;
+    DivergenceSum<T> clean_sum;
+    SoftmaxSum<T> adv_sum;
+    walk.read_two(clean, adv, [&](const auto& p, const auto& q) {
+      T higher = clean_sum.top;
+#pragma unroll
+      for (int e = 0; e < walk.few; ++e) higher = p[e] > higher ? p[e] : higher;
+      if (higher > clean_sum.top) clean_sum.rescale(higher);
+#pragma unroll
+      for (int e = 0; e < walk.few; ++e) clean_sum.add(p[e], q[e]);
+      adv_sum.add(q);
+    });
+    const Several<T, 3> tops =
+        reduce_each<Larger>(team, Several<T, 3>{{clean_sum.top, adv_sum.top, clean_sum.impossible}});
+    clean_sum.rescale(tops.values[0]);
+    const Several<double, 3> sums = reduce_each<Add>(
+        team, Several<double, 3>{{clean_sum.total, clean_sum.terms, double(adv_sum.relative_to(tops.values[1]))}});
+    const T clean_top = tops.values[0], adv_top = tops.values[1];
+    const T clean_total = T(sums.values[0]), adv_total = T(sums.values[2]), shift = kl_shift(clean_total, adv_total);
+    T loss = T(sums.values[1] / sums.values[0] - (double(clean_top) - double(adv_top)) + double(shift));
+    if (softmax_term(tops.values[2], SoftmaxSum<T>::anchor(clean_top)) / clean_total > T(0)) loss = Limits<T>::infinity;
+    if (!(adv_total > T(0))) loss = Limits<T>::nan;
+    if (team.thread() == 0) static_cast<T*>(call.loss_out)[j] = loss;
+    const int64_t to = j * call.classes;
+    walk.rewrite_two(clean, adv, call.both ? static_cast<Z*>(call.clean_grad_out) + to : nullptr,
+                     static_cast<Z*>(call.adv_grad_out) + to, [&](auto& p, auto& q) {
+#pragma unroll
+                       for (int e = 0; e < walk.few; ++e) {
+                         const T clean_z = p[e], adv_z = q[e];
+                         const T clean_term = softmax_term(clean_z, clean_top), adv_term = softmax_term(adv_z, adv_top);
+                         q[e] = kl_adv_slope(clean_term, clean_total, adv_term, adv_total);
+                         p[e] = kl_clean_slope(clean_term, clean_total, clean_z, clean_top, adv_z, adv_top, shift, loss);
+                       }
+                     });
+  }
+}
+
+}  // namespace fastsal

@@ -1,0 +1,321 @@
+// How the threads of a warp or of a block share a row of logits. They take it in turns: in each turn a thread has kPack
+// elements, 16 bytes of them. In a wide row these are neighbours and move in one access. In any other row (odd length or
+// base) they lie `threads` apart and move one by one, so that neighbouring threads still touch neighbouring elements.
+#pragma once
+
+#include "../rows/losses.h"
+#include "block.cuh"
+
+namespace fastsal {
+
+// A kernel that reads long rows twice keeps at least three quarters of a multiprocessor's threads resident.
+constexpr unsigned kLongRowThreads = 512;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr unsigned kLongRowBlocks = 2;
+#else
+constexpr unsigned kLongRowBlocks = 3;
+#endif
+
+template <class Z>
+constexpr int kPack = 16 / int(sizeof(Z));
+
+template <class Z>
+struct alignas(16) Pack {
+  Z elements[kPack<Z>];
+};
+
+// The threads of one row. `reduce` gives every one of them the combination of what each brought.
+struct WarpTeam {
+  static constexpr unsigned kMostThreads = 128;  // of a block
+  __device__ __forceinline__ int thread() const { return int(threadIdx.x % kWarp); }
+  __device__ __forceinline__ int threads() const { return int(kWarp); }
+  __device__ __forceinline__ int64_t first_row() const {
+    return int64_t(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
+  }
+  __device__ __forceinline__ int64_t rows_apart() const { return int64_t(gridDim.x) * (blockDim.x / kWarp); }
+  template <class V, class Combine, class Shuffle>
+  __device__ __forceinline__ V reduce(V value, Combine combine, Shuffle shuffle) const {
+    for (unsigned d = kWarp / 2; d > 0; d /= 2) value = combine(value, shuffle(value, d));
+    return value;
+  }
+  __device__ __forceinline__ bool any(bool value) const { return __any_sync(kAllLanes, value) != 0; }
+};
+
+struct BlockTeam {
+  static constexpr unsigned kMostThreads = 1024;
+  __device__ __forceinline__ int thread() const { return int(threadIdx.x); }
+  __device__ __forceinline__ int threads() const { return int(blockDim.x); }
+  __device__ __forceinline__ int64_t first_row() const { return blockIdx.x; }
+  __device__ __forceinline__ int64_t rows_apart() const { return gridDim.x; }
+  template <class V, class Combine, class Shuffle>
+  __device__ __forceinline__ V reduce(V value, Combine combine, Shuffle shuffle) const {
+    __shared__ V lanes[kWarps];
+    return block_reduce(value, lanes, combine, shuffle);
+  }
+  __device__ __forceinline__ bool any(bool value) const { return block_any(value); }
+};
+
+// Several values that are reduced at once, each by the same rule.
+template <class V, int count>
+struct Several {
+  V values[count];
+};
+template <class V, int count, template <class> class Rule>
+struct EachBy {
+  __device__ __forceinline__ Several<V, count> operator()(Several<V, count> a, Several<V, count> b) const {
+#pragma unroll
+    for (int i = 0; i < count; ++i) a.values[i] = Rule<V>()(a.values[i], b.values[i]);
+    return a;
+  }
+};
+template <class V, int count>
+struct ShuffleSeveral {
+  __device__ __forceinline__ Several<V, count> operator()(Several<V, count> a, unsigned d) const {
+#pragma unroll
+    for (int i = 0; i < count; ++i) a.values[i] = ShuffleValue<V>()(a.values[i], d);
+    return a;
+  }
+};
+
+template <template <class> class Rule, class Team, class V, int count>
+__device__ __forceinline__ Several<V, count> reduce_each(const Team& team, const Several<V, count>& values) {
+  return team.reduce(values, EachBy<V, count, Rule>(), ShuffleSeveral<V, count>());
+}
+
+template <class Team, class T>
+__device__ __forceinline__ T team_sum(const Team& team, T value) {
+  return team.reduce(value, Add<T>(), ShuffleValue<T>());
+}
+
+// The largest; no value may be NaN.
+template <class Team, class T>
+__device__ __forceinline__ T team_max(const Team& team, T value) {
+  return team.reduce(value, Larger<T>(), ShuffleValue<T>());
+}
+
+// A class and its logit; the index of a thread that has met none lies beyond the row.
+template <class T>
+struct Candidate {
+  T value;
+  int index;
+};
+
+template <class Team, class T>
+__device__ __forceinline__ Candidate<T> team_best(const Team& team, Candidate<T> own) {
+  const Indexed<T> best = team.reduce(Indexed<T>{own.value, own.index}, Better<T>(), ShuffleIndexed<T>());
+  return {best.value, int(best.index)};
+}
+
+template <class Z, bool wide>
+struct Walk {
+  using T = typename LossOf<Z>::Type;
+  static constexpr int pack = kPack<Z>;
+  int classes, thread, threads;
+
+  template <class Team>
+  __device__ __forceinline__ Walk(const Team& team, int64_t row_classes)
+      : classes(int(row_classes)), thread(team.thread()), threads(team.threads()) {}
+
+  // Whether anybody has an element in this turn, and where this thread's are: ascending with turn and e.
+  __device__ __forceinline__ bool any(int turn) const { return turn * threads * pack < classes; }
+  __device__ __forceinline__ int at(int turn, int e) const {
+    return wide ? (turn * threads + thread) * pack + e : (turn * pack + e) * threads + thread;
+  }
+
+  // Beyond the end of the row lies -inf, which adds nothing to a softmax.
+  __device__ __forceinline__ void load(const Z* row, int turn, T (&out)[pack]) const {
+    constexpr T nothing = -Limits<T>::infinity;
+    if (wide) {
+      const bool there = at(turn, 0) < classes;
+      Pack<Z> loaded;
+      if (there) loaded = *reinterpret_cast<const Pack<Z>*>(row + at(turn, 0));
+#pragma unroll
+      for (int e = 0; e < pack; ++e) out[e] = there ? T(value(loaded.elements[e])) : nothing;
+    } else {
+#pragma unroll
+      for (int e = 0; e < pack; ++e) out[e] = at(turn, e) < classes ? T(value(row[at(turn, e)])) : nothing;
+    }
+  }
+
+  __device__ __forceinline__ void save(Z* row, int turn, const T (&in)[pack]) const {
+    if (wide) {
+      if (at(turn, 0) >= classes) return;
+      Pack<Z> stored;
+#pragma unroll
+      for (int e = 0; e < pack; ++e) store(&stored.elements[e], in[e]);
+      *reinterpret_cast<Pack<Z>*>(row + at(turn, 0)) = stored;
+    } else {
+#pragma unroll
+      for (int e = 0; e < pack; ++e)
+        if (at(turn, e) < classes) store(&row[at(turn, e)], in[e]);
+    }
+  }
+
+  __device__ __forceinline__ void blank(Z* row) const {
+    const T zeros[pack] = {};
+    for (int turn = 0; any(turn); ++turn) save(row, turn, zeros);
+  }
+};
+
+// The same walk over a row that is not held: a few elements at a time, so that few registers are needed.
+template <class Z, bool wide>
+struct LongWalk {
+  using T = typename LossOf<Z>::Type;
+  static constexpr int few = sizeof(Z) == 8 ? 1 : 4, parts = wide ? kPack<Z> / few : 1, pack = few * parts;
+  int classes, thread, threads;
+
+  template <class Team>
+  __device__ __forceinline__ LongWalk(const Team& team, int64_t row_classes)
+      : classes(int(row_classes)), thread(team.thread()), threads(team.threads()) {}
+  // The index of element 0, and how far apart the elements are.
+  __device__ __forceinline__ int at(int turn) const {
+    return wide ? (turn * threads + thread) * pack : turn * pack * threads + thread;
+  }
+  __device__ __forceinline__ int step() const { return wide ? 1 : threads; }
+
+  // body(z, at, step) for all elements; beyond the end of the row lies -inf.
+  template <class Body>
+  __device__ __forceinline__ void read(const Z* row, Body body) const {
+    for (int first = at(0); first < classes; first += pack * threads) part_by_part(row, static_cast<Z*>(nullptr), first, body);
+  }
+  // The same, and what body leaves in z goes to `out`.
+  template <class Body>
+  __device__ __forceinline__ void rewrite(const Z* row, Z* out, Body body) const {
+    for (int first = at(0); first < classes; first += pack * threads) part_by_part(row, out, first, body);
+  }
+
+  // The same for the same elements of two rows.
+  template <class Body>
+  __device__ __forceinline__ void read_two(const Z* a, const Z* b, Body body) const {
+    two(a, b, static_cast<Z*>(nullptr), static_cast<Z*>(nullptr), body);
+  }
+  template <class Body>
+  __device__ __forceinline__ void rewrite_two(const Z* a, const Z* b, Z* out_a, Z* out_b, Body body) const {
+    two(a, b, out_a, out_b, body);
+  }
+  // body(i) for every element of `out`
+  template <class Body>
+  __device__ __forceinline__ void write(Z* out, Body body) const {
+    for (int first = at(0); first < classes; first += pack * threads) {
+      if (wide) {
+        Pack<Z> made;
+#pragma unroll
+        for (int e = 0; e < pack; ++e) store(&made.elements[e], body(first + e));
+        *reinterpret_cast<Pack<Z>*>(out + first) = made;
+      } else {
+#pragma unroll
+        for (int e = 0; e < pack; ++e)
+          if (first + e * threads < classes) store(&out[first + e * threads], body(first + e * threads));
+      }
+    }
+  }
+  __device__ __forceinline__ void blank(Z* out) const {
+    write(out, [](int) { return T(0); });
+  }
+
+ private:
+  template <class Body>
+  __device__ __forceinline__ void part_by_part(const Z* row, Z* out, int first, Body body) const {
+    T z[few];
+    if (wide) {
+      Pack<Z> held = *reinterpret_cast<const Pack<Z>*>(row + first);
+#pragma unroll 1
+      for (int part = 0; part < parts; ++part) {
+        pick(held, part, z);
+        body(z, first + part * few, 1);
+        if (out) put(held, part, z);
+      }
+      if (out) *reinterpret_cast<Pack<Z>*>(out + first) = held;
+    } else {
+#pragma unroll
+      for (int e = 0; e < few; ++e)
+        z[e] = first + e * threads < classes ? T(value(row[first + e * threads])) : -Limits<T>::infinity;
+      body(z, first, threads);
+#pragma unroll
+      for (int e = 0; e < few; ++e)
+        if (out && first + e * threads < classes) store(&out[first + e * threads], z[e]);
+    }
+  }
+  // Element `part * few + e` of a pack, by indices that are known when this is compiled: else the pack went to memory.
+  static __device__ __forceinline__ void pick(const Pack<Z>& from, int part, T (&z)[few]) {
+#pragma unroll
+    for (int known = 0; known < parts; ++known)
+#pragma unroll
+      for (int e = 0; e < few; ++e)
+        if (part == known) z[e] = T(value(from.elements[known * few + e]));
+  }
+  static __device__ __forceinline__ void put(Pack<Z>& into, int part, const T (&z)[few]) {
+#pragma unroll
+    for (int known = 0; known < parts; ++known)
+#pragma unroll
+      for (int e = 0; e < few; ++e)
+        if (part == known) store(&into.elements[known * few + e], z[e]);
+  }
+
+  template <class Body>
+  __device__ __forceinline__ void two(const Z* a, const Z* b, Z* out_a, Z* out_b, Body body) const {
+    T p[few], q[few];
+    for (int first = at(0); first < classes; first += pack * threads) {
+      if (wide) {
+        Pack<Z> one = *reinterpret_cast<const Pack<Z>*>(a + first), other = *reinterpret_cast<const Pack<Z>*>(b + first);
+#pragma unroll 1
+        for (int part = 0; part < parts; ++part) {
+          pick(one, part, p), pick(other, part, q);
+          body(p, q);
+          if (out_a) put(one, part, p);
+          if (out_b) put(other, part, q);
+        }
+        if (out_a) *reinterpret_cast<Pack<Z>*>(out_a + first) = one;
+        if (out_b) *reinterpret_cast<Pack<Z>*>(out_b + first) = other;
+      } else {
+#pragma unroll
+        for (int e = 0; e < few; ++e) {
+          const int i = first + e * threads;
+          p[e] = i < classes ? T(value(a[i])) : -Limits<T>::infinity;
+          q[e] = i < classes ? T(value(b[i])) : -Limits<T>::infinity;
+        }
+        body(p, q);
+#pragma unroll
+        for (int e = 0; e < few; ++e) {
+          const int i = first + e * threads;
+          if (out_a && i < classes) store(&out_a[i], p[e]);
+          if (out_b && i < classes) store(&out_b[i], q[e]);
+        }
+      }
+    }
+  }
+};
+
+// The sum of exp(z - top) while `top`, the largest so far, still grows. NaN never is the largest, but makes the sum NaN,
+// and so does +inf.
+template <class T>
+struct SoftmaxSum {
+  T top = -Limits<T>::infinity, sum = 0;
+  // What to subtract: -inf less -inf is no number, and an empty sum is 0.
+  static __device__ __forceinline__ T anchor(T top) { return top > -Limits<T>::largest ? top : -Limits<T>::largest; }
+  template <int count>
+  __device__ __forceinline__ void add(const T (&z)[count]) {
+    T higher = top;
+#pragma unroll
+    for (int e = 0; e < count; ++e) higher = z[e] > higher ? z[e] : higher;
+    sum = relative_to(higher);
+    top = higher;
+#pragma unroll
+    for (int e = 0; e < count; ++e) sum += softmax_term(z[e], anchor(top));
+  }
+  __device__ __forceinline__ T relative_to(T higher) const { return sum * softmax_term(anchor(top), anchor(higher)); }
+};
+
+// The sample of row j: -1 for padding, and for an id that is none.
+__device__ __forceinline__ int64_t sample_of(const int64_t* ids, int64_t j, int64_t samples) {
+  const int64_t sample = ids ? ids[j] : j;
+  return sample >= 0 && sample < samples ? sample : -1;
+}
+
+// The label of a sample: -1 where it names no class.
+__device__ __forceinline__ int label_of(const int64_t* labels, int64_t sample, int64_t classes) {
+  const int64_t label = labels[sample];
+  return label >= 0 && label < classes ? int(label) : -1;
+}
+
+}  // namespace fastsal

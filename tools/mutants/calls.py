@@ -1,0 +1,122 @@
+"""What a mutant has to get right: calls of an operator's body, or of the maths, each with its judge."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import emulated
+import torch
+from kernel_cases import Case, answer, cases, disagreement, run_reference, wild_cases
+from torch import Tensor
+
+from tools.mutants.libraries import Target
+from tools.mutants.maths import maths_checks
+from tools.mutants.memory import fenced_case
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool]  # of without_torch
+# Order of the threads and size of the blocks: what a missing barrier or a wrong lane shows up under.
+MACHINES = ((0, 0), (1, 32), (2, 64))
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that a library must get right: `problem(library)` says what it got wrong."""
+
+    label: str
+    problem: Callable[[ctypes.CDLL], str | None]
+
+
+class Operand(ctypes.Structure):
+    """Layout of without_torch/call.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("dimensions", ctypes.c_int32),
+        ("sizes", ctypes.c_int64 * 5),
+        ("strides", ctypes.c_int64 * 5),
+        ("integer", ctypes.c_int64),
+        ("real", ctypes.c_double),
+    )
+
+    @classmethod
+    def of(cls, value: Any) -> Operand:
+        operand = cls(dimensions=-1)
+        if isinstance(value, Tensor):
+            operand.data, operand.dtype, operand.dimensions = value.data_ptr(), DTYPES.index(value.dtype), value.dim()
+            operand.sizes[: value.dim()] = value.shape
+            operand.strides[: value.dim()] = value.stride()
+        elif isinstance(value, float):
+            operand.real = value
+        elif value is not None:
+            operand.integer = value
+        return operand
+
+
+def call_cpu(library: ctypes.CDLL, operands: tuple[Any, ...]) -> int:
+    laid_out = (Operand * len(operands))(*map(Operand.of, operands))
+    return int(library.run(laid_out))
+
+
+def checks(target: Target) -> Iterator[Check]:
+    """Everything that a target has to get right."""
+    if target.kind == "maths":
+        yield from (Check(label, problem) for label, problem in maths_checks())
+    elif target.kind == "cpu":
+        for case in map(fenced_case, cases(target.name, "quick")):
+            yield _agreement(case, call_cpu)
+            yield from map(_refusal, _outside(case))
+    else:
+        for case in map(fenced_case, itertools.chain(cases(target.name, "quick"), wild_cases(target.name))):
+            for seed, threads in MACHINES if "wild" not in case.label else MACHINES[:1]:
+
+                def run(library: ctypes.CDLL, operands: tuple[Any, ...], seed: int = seed, most: int = threads) -> int:
+                    return emulated.emulated(target.name, *operands, seed=seed, threads=most, library=library)
+
+                yield _agreement(case, run, f"-seed{seed}-threads{threads}")
+
+
+def _agreement(case: Case, run: Callable[[ctypes.CDLL, tuple[Any, ...]], int], label: str = "") -> Check:
+    expected = run_reference(case)
+
+    def problem(library: ctypes.CDLL) -> str | None:
+        return disagreement(case, answer(case, lambda *operands: run(library, operands)), expected)
+
+    return Check(case.label + label, problem)
+
+
+def _outside(case: Case) -> Iterator[Case]:
+    """The case with an x outside the box, first and last element, which a CPU body must refuse."""
+    if case.name not in ("random_start", "pgd_step") or "x" not in case.named or not case["x"].numel():
+        return
+    used = range(len(case["x"])) if case["ids"] is None else [i for i in case["ids"].tolist() if i >= 0]
+    for bound, beyond, at in (("clip_min", -1.0, 0), ("clip_max", 1.0, -1), ("clip_max", float("nan"), -1)):
+        if not used or case[bound] is None:
+            continue
+        x = case["x"].clone()
+        row = x[used[-1]].reshape(-1)
+        edge = case[bound].view(-1)[at]
+        row[at] = edge + beyond if beyond != beyond else edge.nextafter(edge + beyond)
+        if beyond == beyond and not edge.isfinite():
+            continue
+        x[used[-1]] = row.view(x.shape[1:])
+        args = tuple(x if name == "x" else value for name, value in case.named.items())
+        yield fenced_case(Case(case.name, f"{case.label}-outside-{bound}{beyond:+g}", args, case.offset))
+
+
+def _refusal(case: Case) -> Check:
+    def problem(library: ctypes.CDLL) -> str | None:
+        refused = []
+
+        def body(*operands: Any) -> int:
+            refused.append(call_cpu(library, operands))
+            return 0
+
+        answer(case, body)
+        return None if refused == [1] else f"{case.label}: not refused"
+
+    return Check(case.label, problem)

@@ -8,7 +8,7 @@ from .maths import log_positive, root, turn
 
 @triton.jit
 def philox(seed, key, block):
-    """The four words of a counter block, Philox-4x32-10 (Salmon et al. 2011): word e % 4 of block e // 4 is element e's.
+    """The four words of a counter block, Philox-4x32-10 (Salmon et al. 2011): element e has word e % 4 of block e // 4.
 
     key = (seed lo, seed hi), counter = (block lo, block hi, sample key lo, sample key hi); all int64.
     """
@@ -38,7 +38,7 @@ def uniform(word, T: tl.constexpr):
 
 @triton.jit
 def normal_pair(word0, word1):
-    """Two standard normals (Box-Muller), fp64: words 0 and 1 make elements 0 and 1 of a block, words 2 and 3 the rest."""
+    """Two standard normals (Box-Muller), fp64: words 0, 1 make elements 0, 1 of a block, words 2, 3 the rest."""
     length = root(log_positive(uniform(word0, tl.float64)) * -2)
     sine, cosine = turn(uniform(word1, tl.float64))
     return length * cosine, length * sine

@@ -44,11 +44,12 @@ def aligned(size: int, *operands: Tensor) -> bool:
 
 def tile(size: int, least: int, most: int) -> int:
     """The power of two that holds `size` elements, within limits."""
-    return min(max(triton.next_power_of_2(max(size, 1)), least), most)
+    power: int = triton.next_power_of_2(max(size, 1))
+    return min(max(power, least), most)
 
 
 def warps(elements: int, per_thread: int, most: int = 16) -> int:
-    """How many warps hold `elements`, each thread `per_thread` of them: a power of two. A warp of AMD has 64 threads."""
+    """How many warps hold `elements`, each thread `per_thread` of them: a power of two. An AMD warp has 64 threads."""
     if triton.knobs.runtime.interpret:
         return 1
     size = int(triton.runtime.driver.active.get_current_target().warp_size)

@@ -30,6 +30,10 @@ struct Slot {
     traffic->touched[size_t(index)] = true;
   }
   void operator=(T v) const { put(v); }
+  operator T() const {  // read again what was written
+    traffic->loads += 1;
+    return *place;
+  }
   Slot operator&() const { return *this; }
 };
 template <class T, class V>

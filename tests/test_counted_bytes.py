@@ -89,11 +89,17 @@ def test_a_linf_start_reads_x_once_and_writes_once(elements_and_counts: tuple[in
 def test_losses_touch_logits_and_gradient_alone(
     precision: str, width: int, elements_and_counts: tuple[int, Counts]
 ) -> None:
-    """Logits are read again from the cache (largest, its index, sum, gradient); no temporary row is written."""
+    """Logits are read again from the cache (largest, sum, its index, gradient); no temporary row is written.
+
+    An fp32 gradient holds the softmax terms until their sum is known: written, read and written, and no exponential
+    twice. A 16-bit one cannot hold them, and is written once.
+    """
     size, counts = elements_and_counts
-    for name, loads, stores in ((f"cross_entropy_{precision}", 4, 1), (f"margin_{precision}", 2, 1)):
+    terms = 1 if precision == "fp32" else 0
+    block = 64  # elements that the search for the index of the largest may look at beyond it
+    for name, loads, held in ((f"cross_entropy_{precision}", 4 - terms, terms), (f"margin_{precision}", 2, 0)):
         logits, grad = counts[name]["logits"], counts[name]["grad"]
         assert logits.touched == width * size and logits.stored == 0
-        assert logits.loaded <= width * (loads * size + 4)
-        assert grad.touched == width * size and grad.loaded == 0
-        assert grad.stored <= width * (stores * size + 2)
+        assert logits.loaded <= width * (loads * size + block)
+        assert grad.touched == width * size and grad.loaded == held * width * size
+        assert grad.stored <= width * ((1 + held) * size + 2)

@@ -242,7 +242,7 @@ struct LongWalk {
     for (int known = 0; known < parts; ++known)
 #pragma unroll
       for (int e = 0; e < few; ++e)
-        if (part == known) z[e] = T(value(from.elements[known * few + e]));
+        if (known == 0 || part == known) z[e] = T(value(from.elements[known * few + e]));
   }
   static __device__ __forceinline__ void put(Pack<Z>& into, int part, const T (&z)[few]) {
 #pragma unroll

@@ -6,33 +6,32 @@
 
 namespace fastsal {
 
-FASTSAL_ROW double power_of_two(int64_t n) { return bits_of<double>(uint64_t(n + 1023) << 52); }
-FASTSAL_ROW float power_of_two(int32_t n) { return bits_of<float>(uint32_t(n + 127) << 23); }
-
 // Adding and subtracting 1.5 * 2^(mantissa bits) rounds to the nearest integer, on every instruction set.
 FASTSAL_ROW float nearest(float v) { return (v + 0x1.8p23f) - 0x1.8p23f; }
 FASTSAL_ROW double nearest(double v) { return (v + 0x1.8p52) - 0x1.8p52; }
 
 // e^v for v <= 0 (the only case a softmax has); NaN stays NaN. Relative error below 2 units in the last place.
+// v = n log 2 + r. Adding 1.5 * 2^(mantissa bits) leaves n in the low bits, from where a shift makes it an exponent;
+// 2^n is two factors, so that a subnormal result is reached.
 FASTSAL_ROW float exp_nonpositive(float v) {
-  const float clipped = v > -104.0f ? v : -104.0f;  // NaN goes to the bound, and comes back below
-  const float n = nearest(clipped * 0x1.715476p0f);
+  const float clipped = v < -104.0f ? -104.0f : v;  // NaN is not
+  const float shifted = clipped * 0x1.715476p0f + 0x1.8p23f;
+  const float n = shifted - 0x1.8p23f;
   const float r = (clipped - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
+  float p = 0x1.6b6d3ap-10f;  // least worst relative error, 4e-9, of these four on |r| <= 0.3475
+  p = p * r + 0x1.1230f8p-7f;
+  p = p * r + 0x1.55568cp-5f;
+  p = p * r + 0x1.5554a2p-3f;
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const int32_t whole = int32_t(n), half = whole / 2;  // two factors, so that a subnormal result is reached
-  const float result = p * power_of_two(half) * power_of_two(whole - half);
-  return v == v ? result : v;
+  const float factor = bits_of<float>((bits_of<uint32_t>(shifted) << 23) + (uint32_t(127 + 24) << 23));
+  return p * factor * 0x1p-24f;
 }
 FASTSAL_ROW double exp_nonpositive(double v) {
-  const double clipped = v > -746.0 ? v : -746.0;
-  const double n = nearest(clipped * 0x1.71547652b82fep0);
+  const double clipped = v < -746.0 ? -746.0 : v;
+  const double shifted = clipped * 0x1.71547652b82fep0 + 0x1.8p52;
+  const double n = shifted - 0x1.8p52;
   const double r = (clipped - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;
   double p = 1.0 / 6227020800.0;
   p = p * r + 1.0 / 479001600.0;
@@ -48,9 +47,8 @@ FASTSAL_ROW double exp_nonpositive(double v) {
   p = p * r + 0.5;
   p = p * r + 1.0;
   p = p * r + 1.0;
-  const int64_t whole = int64_t(int32_t(n)), half = whole / 2;
-  const double result = p * power_of_two(half) * power_of_two(whole - half);
-  return v == v ? result : v;
+  const double factor = bits_of<double>((bits_of<uint64_t>(shifted) << 52) + (uint64_t(1023 + 54) << 52));
+  return p * factor * 0x1p-54;
 }
 
 // Natural logarithm of a positive normal number; NaN and infinity stay what they are.

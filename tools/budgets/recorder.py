@@ -19,7 +19,7 @@ WARPS = {"sm": 32, "gfx": 64}
 
 
 def gpu_target(name: str) -> GPUTarget:
-    """"sm_90" or "gfx942" as Triton names it."""
+    """ "sm_90" or "gfx942" as Triton names it."""
     if name.startswith("sm_"):
         return GPUTarget("cuda", int(name[3:]), 32)
     return GPUTarget("hip", name, 64)

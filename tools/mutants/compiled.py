@@ -36,8 +36,11 @@ def outcomes(texts: dict[str, str], wanted: Sequence[Target], into: Path, jobs: 
     """What becomes of every mutation of `texts`; the checks are those of the targets."""
     begin = time.monotonic()
     made = libraries.build(into / "switched", wanted, texts, jobs)
-    say(f"{len(made.switched)} mutants in {len(made.libraries)} libraries behind a switch, {len(made.apart)} to be compiled "
-        f"by themselves ({time.monotonic() - begin:.0f} s)")  # fmt: skip
+    built = time.monotonic() - begin
+    say(
+        f"{len(made.switched)} mutants in {len(made.libraries)} libraries behind a switch, {len(made.apart)} to be "
+        f"compiled by themselves ({built:.0f} s)"
+    )
     measured = _measured(made)
     say(f"{len(measured)} checks pass without a mutation, in {sum(m.seconds for m in measured):.1f} s")
     order: Order[Measured] = Order()

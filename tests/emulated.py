@@ -59,6 +59,10 @@ def _row_size(x: Tensor) -> int:
     return math.prod(x.shape[1:])
 
 
+def _logits(logits: str, samples: str) -> Callable[[dict[str, Any]], dict[str, int]]:
+    return lambda v: {"count": v[logits].shape[0], "samples": v[samples].shape[0], "classes": v[logits].shape[1]}
+
+
 # Per operator: the numbers of its Call struct that no argument has, from its arguments and outputs by name.
 SIZES: dict[str, Callable[[dict[str, Any]], dict[str, int]]] = {
     "retire": lambda v: {
@@ -67,6 +71,9 @@ SIZES: dict[str, Callable[[dict[str, Any]], dict[str, int]]] = {
         "samples": v["result"].shape[0],
         "size": _row_size(v["current"]),
     },
+    "truncated_cross_entropy": _logits("logits", "target"),
+    "margin_loss": _logits("logits", "target"),
+    "kl_divergence": _logits("adv", "clean"),
 }
 
 

@@ -193,7 +193,7 @@ def swap(t: Tokens) -> Iterator[Match]:
             continue  # a declaration
         start, stem = t[first].start, t.source[t[first].start : token.start]
         mine, other = stem + token.text, stem + SWAPS[token.text]
-        if not stem and not t.nearby(at, SWAPS[token.text]):
+        if not stem and t.text(at + 1) != "(" and not t.nearby(at, SWAPS[token.text]):
             continue
         if t.text(at + 1) == "(":
             function = "[&](auto... v) {{ return {}(v...); }}"

@@ -82,7 +82,7 @@ class Report:
         return sorted(set(self.reasons) - {outcome.mutation.key for outcome in self.survivors})
 
     def faults(self) -> list[str]:
-        found = [f"survives, and is not listed: {outcome.mutation.place}" for outcome in self.unlisted]
+        found = [f"{len(self.unlisted)} survivors are not listed"] if self.unlisted else []
         found += [f"listed as a survivor, but caught or no longer there: {key}" for key in self.stale]
         if self.total.share < LEAST:
             found.append(f"{self.total.share:.1f} % caught, {LEAST:g} % expected")

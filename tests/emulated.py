@@ -35,9 +35,9 @@ FLAGS += ["-Werror", "-Wno-unknown-pragmas"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # the enum of csrc/cuda/call.h
 SCALARS = {"int64_t": ctypes.c_int64, "double": ctypes.c_double, "bool": ctypes.c_bool, "Dtype": ctypes.c_int32}
 
-ENTRY = """#include "cuda/{name}.cu"
-extern "C" const char* run(const fastsal::{call}* call, uint64_t seed, unsigned block_threads,
-                           emulator::Watched* watched, size_t watched_count) {{
+ENTRY = """extern "C" const char* run(const fastsal::{call}* call, uint64_t seed, unsigned block_threads,
+                           emulator::Watched* watched, size_t watched_count, int64_t grid_limit) {{
+  emulator::machine().grid_limit = grid_limit;
   return emulator::guarded(seed, block_threads, watched, watched_count,
                            [&] {{ fastsal::launch_{name}(*call, nullptr); }});
 }}
@@ -59,6 +59,14 @@ def _row_size(x: Tensor) -> int:
     return math.prod(x.shape[1:])
 
 
+def _layout(x: Tensor) -> dict[str, int]:
+    """How the elements of a row lie in memory."""
+    size, channels = _row_size(x), x.shape[1] if x.dim() > 1 else 1
+    places = size // channels if channels else 0
+    last = x.dim() > 2 and channels > 1 and places > 1 and x.stride(1) == 1
+    return {"size": size, "channels": channels, "places": places, "channels_last": last}
+
+
 def _logits(logits: str, samples: str) -> Callable[[dict[str, Any]], dict[str, int]]:
     return lambda v: {"count": v[logits].shape[0], "samples": v[samples].shape[0], "classes": v[logits].shape[1]}
 
@@ -70,6 +78,12 @@ SIZES: dict[str, Callable[[dict[str, Any]], dict[str, int]]] = {
         "points": v["previous"].shape[0],
         "samples": v["result"].shape[0],
         "size": _row_size(v["current"]),
+    },
+    "pgd_step": lambda v: {
+        "count": v["next_out"].shape[0],
+        "points": v["x_adv"].shape[0],
+        "samples": v["x"].shape[0],
+        **_layout(v["x"]),
     },
     "truncated_cross_entropy": _logits("logits", "target"),
     "margin_loss": _logits("logits", "target"),
@@ -115,8 +129,9 @@ def _call_name(name: str) -> str:
 def source(name: str) -> str:
     """The operator's host code and kernels, with functions that ctypes can call."""
     fields = [field for field, _ in call_struct(name)._fields_]
+    parts = [f'#include "cuda/{path.name}"\n' for path in sorted((CSRC / "cuda").glob(f"{name}*.cu"))]
     memories = [MEMORY_ENTRY.format(memory=memory, call=_call_name(name)) for memory in MEMORIES if memory in fields]
-    return ENTRY.format(name=name, call=_call_name(name)) + "".join(memories)
+    return "".join([*parts, ENTRY.format(name=name, call=_call_name(name)), *memories])
 
 
 @functools.cache
@@ -129,7 +144,8 @@ def opened(path: Path) -> ctypes.CDLL:
     """A compiled source(), ready to be called."""
     library = ctypes.CDLL(str(path))
     library.run.restype = ctypes.c_char_p
-    library.run.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint, ctypes.c_void_p, ctypes.c_size_t]
+    numbers = [ctypes.c_uint64, ctypes.c_uint, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]
+    library.run.argtypes = [ctypes.c_void_p, *numbers]
     for count in ("launches", *(f"{memory}_bytes" for memory in MEMORIES)):
         if hasattr(library, count):
             getattr(library, count).restype = ctypes.c_int64
@@ -190,9 +206,16 @@ def fill(name: str, values: dict[str, Any]) -> ctypes.Structure:
 _traffic: dict[str, dict[str, Traffic]] = {}
 
 
-def emulated(name: str, *operands: Any, seed: int = 0, threads: int = 0, library: ctypes.CDLL | None = None) -> int:
+def emulated(
+    name: str,
+    *operands: Any,
+    seed: int = 0,
+    threads: int = 0,
+    grid_limit: int = 0,
+    library: ctypes.CDLL | None = None,
+) -> int:
     """A body: the arguments of the operator, then its outputs. `threads`: at most so many in a block (0: the usual);
-    `library`: another build of source(name)."""
+    `grid_limit`: at most so many blocks in one dimension of a grid; `library`: another build of source(name)."""
     library, operator = library or _library(name), OPERATORS[name]
     values = dict(zip((*operator.argument_names, *operator.out_names), operands, strict=True))
     call = fill(name, values)
@@ -203,7 +226,7 @@ def emulated(name: str, *operands: Any, seed: int = 0, threads: int = 0, library
             setattr(call, memory, values[memory].data_ptr())
     tensors = {label: value for label, value in values.items() if isinstance(value, Tensor)}
     watched = (Watched * len(tensors))(*((t.data_ptr(), t.numel() * t.element_size(), 0, 0) for t in tensors.values()))
-    message = library.run(ctypes.byref(call), seed, threads, watched, len(tensors))
+    message = library.run(ctypes.byref(call), seed, threads, watched, len(tensors), grid_limit)
     if message:
         raise EmulatorError(message.decode())
     if "tickets" in values:

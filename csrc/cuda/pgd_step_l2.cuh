@@ -37,56 +37,51 @@ using SlopeSquares = SquareSum<sizeof(typename Gradient<G>::Value) == 8, false>;
 template <class T>
 using LengthSquares = SquareSum<sizeof(T) == 8, sizeof(T) == 8>;
 
-template <class Row>
-__device__ __forceinline__ auto slope_squares(const Row& row) {
-  SlopeSquares<typename Row::Slope> squares;
-  row.each([&](auto, const auto& e) {
+template <class T, class G, int turns>
+__global__ void __launch_bounds__(kHeldThreads, turns > 2 ? 1 : 2)
+    l2_step_kernel(PgdStepCall call, int64_t first_row, bool vector) {
+  constexpr int group = kGroup<T>;
+  const int64_t j = first_row + blockIdx.x;
+  const StepRow place(call, j);
+  if (!place.real) {  // the same for all threads
+    if (threadIdx.x == 0) call.nonfinite_out[j] = false;
+    return;
+  }
+  const StepSegment<T, G> row(call, place, j, 0, int(call.size), vector);
+  typename StepSegment<T, G>::Elements held[turns];
+  SlopeSquares<G> slopes;
 #pragma unroll
-    for (int v = 0; v < Row::group; ++v) squares.add(double(e.slope[v]));
-  });
-  return squares;
-}
-
-template <class Row, class L2>
-__device__ __forceinline__ auto length_squares(const Row& row, const L2& step) {
-  LengthSquares<typename Row::Point> squares;
-  row.each([&](auto, const auto& e) {
+  for (int k = 0; k < turns; ++k) {
+    row.load_points(k, held[k]);
+    row.load_slopes(k, held[k]);
+  }
 #pragma unroll
-    for (int v = 0; v < Row::group; ++v) squares.add(step.displacement(e.clean[v], e.here[v], e.slope[v]));
-  });
-  return squares;
-}
-
-template <class Row, class L2>
-__device__ __forceinline__ void project(const PgdStepCall& call, const Row& row, const L2& step, double scale) {
-  using T = typename Row::Point;
-  const RowShape<T> shape(call);
-  row.each([&](auto k, const auto& e) {
-    Group<T, Row::group> out;
+  for (int k = 0; k < turns; ++k)
 #pragma unroll
-    for (int v = 0; v < Row::group; ++v) {
-      const int64_t i = row.at(k, v);
-      const double delta = step.displacement(e.clean[v], e.here[v], e.slope[v]) * scale;
-      out.values[v] = project_point(e.clean[v], delta, shape.low(i), shape.high(i));
+    for (int v = 0; v < group; ++v) slopes.add(double(held[k].slope[v]));
+  const L2Row<T> step(call, place, norm_of(slopes.total()));
+  // from here on a displacement stands in for its two other numbers
+  double delta[turns][group];
+  LengthSquares<T> squares;
+#pragma unroll
+  for (int k = 0; k < turns; ++k)
+#pragma unroll
+    for (int v = 0; v < group; ++v) {
+      delta[k][v] = step.displacement(held[k].clean[v], held[k].here[v], held[k].slope[v]);
+      squares.add(delta[k][v]);
+    }
+  const double scale = l2_scale_of<T>(call, place, norm_of(squares.total()));
+#pragma unroll
+  for (int k = 0; k < turns; ++k) {
+    Group<T, group> out;
+#pragma unroll
+    for (int v = 0; v < group; ++v) {
+      const int i = row.at(k, v);
+      out.values[v] = project_point(held[k].clean[v], delta[k][v] * scale, row.box.low(i), row.box.high(i));
     }
     row.save(k, out);
-  });
-}
-
-template <class T, class G, int turns>
-__global__ void __launch_bounds__(kStepThreads, turns > 2 ? 1 : 2) l2_step_kernel(PgdStepCall call, bool vector) {
-  for (int64_t j = blockIdx.x; j < call.count; j += gridDim.x) {
-    const StepRow place(call, j);
-    bool nonfinite = false;
-    if (place.real) {  // the same for all threads
-      const HeldRow<T, G, turns> row(call, place, j, vector);
-      const L2Row<T> step(call, place, norm_of(slope_squares(row).total()));
-      const RowNorm length = norm_of(length_squares(row, step).total());
-      project(call, row, step, l2_scale_of<T>(call, place, length));
-      nonfinite = !step.finite;
-    }
-    if (threadIdx.x == 0) call.nonfinite_out[j] = nonfinite;
   }
+  if (threadIdx.x == 0) call.nonfinite_out[j] = !step.finite;
 }
 
 // ---------------------------------------------------------------------------------------------- long rows
@@ -95,10 +90,13 @@ __global__ void __launch_bounds__(kStepThreads, turns > 2 ? 1 : 2) l2_step_kerne
 struct L2Sums {
   SquareParts *slopes, *lengths;
   int64_t segments;
-  __device__ __forceinline__ explicit L2Sums(const PgdStepCall& call, int64_t segments_)
+  __device__ __forceinline__ L2Sums(const PgdStepCall& call, int64_t segments_)
       : slopes(static_cast<SquareParts*>(call.workspace)), lengths(slopes + call.count * segments_),
         segments(segments_) {}
 
+  __device__ __forceinline__ void put(SquareParts* parts, const Segment& part, const SquareParts& total) const {
+    if (threadIdx.x == 0) parts[part.j * segments + part.first / kSegment] = total;
+  }
   // Over the segments of row j; the same in each of its blocks.
   template <class Squares>
   __device__ __forceinline__ RowNorm norm(const SquareParts* parts, int64_t j) const {
@@ -108,58 +106,63 @@ struct L2Sums {
   }
 };
 
-// One segment of a row: the task of a block.
-struct Segment {
-  int64_t j, first;
-  int length;
-  __device__ __forceinline__ Segment(const PgdStepCall& call, int64_t task, int64_t segments)
-      : j(quotient(task, segments)), first((task - j * segments) * kSegment),
-        length(int(first + kSegment < call.size ? kSegment : call.size - first)) {}
-};
-
 template <class T, class G>
-__global__ void __launch_bounds__(kStepThreads) l2_slope_kernel(PgdStepCall call, int64_t segments, bool vector) {
+__global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
+    l2_slope_kernel(PgdStepCall call, int64_t segments, int64_t first_row, int64_t first_segment, bool vector) {
+  const Segment part(call, first_row, first_segment);
+  const StepRow place(call, part.j);
+  if (!place.real) return;
+  const StepSegment<T, G> row(call, place, part.j, part.first, part.length, vector);
+  SlopeSquares<G> squares;
+  row.each_slope([&](int, const auto& e) {
+#pragma unroll
+    for (int v = 0; v < row.group; ++v) squares.add(double(e.slope[v]));
+  });
   const L2Sums sums(call, segments);
-  for (int64_t task = blockIdx.x; task < call.count * segments; task += gridDim.x) {
-    const Segment part(call, task, segments);
-    const StepRow place(call, part.j);
-    if (!place.real) continue;
-    const PassingSlopes<T, G, int> row(call, place, part.j, part.first, part.length, vector);
-    const SquareParts total = slope_squares(row).total();
-    if (threadIdx.x == 0) sums.slopes[task] = total;
-  }
+  sums.put(sums.slopes, part, squares.total());
 }
 
 template <class T, class G>
-__global__ void __launch_bounds__(kStepThreads) l2_length_kernel(PgdStepCall call, int64_t segments, bool vector) {
-  const L2Sums sums(call, segments);
-  for (int64_t task = blockIdx.x; task < call.count * segments; task += gridDim.x) {
-    const Segment part(call, task, segments);
-    const StepRow place(call, part.j);
-    bool nonfinite = false;
-    if (place.real) {
-      const L2Row<T> step(call, place, sums.norm<SlopeSquares<G>>(sums.slopes, part.j));
-      const PassingRow<T, G, int> row(call, place, part.j, part.first, part.length, vector);
-      const SquareParts total = length_squares(row, step).total();
-      if (threadIdx.x == 0) sums.lengths[task] = total;
-      nonfinite = !step.finite;
-    }
-    if (threadIdx.x == 0 && part.first == 0) call.nonfinite_out[part.j] = nonfinite;
-  }
-}
-
-template <class T, class G>
-__global__ void __launch_bounds__(kStepThreads) l2_project_kernel(PgdStepCall call, int64_t segments, bool vector) {
-  const L2Sums sums(call, segments);
-  for (int64_t task = blockIdx.x; task < call.count * segments; task += gridDim.x) {
-    const Segment part(call, task, segments);
-    const StepRow place(call, part.j);
-    if (!place.real) continue;
+__global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
+    l2_length_kernel(PgdStepCall call, int64_t segments, int64_t first_row, int64_t first_segment, bool vector) {
+  const Segment part(call, first_row, first_segment);
+  const StepRow place(call, part.j);
+  bool nonfinite = false;
+  if (place.real) {
+    const L2Sums sums(call, segments);
     const L2Row<T> step(call, place, sums.norm<SlopeSquares<G>>(sums.slopes, part.j));
-    const RowNorm length = sums.norm<LengthSquares<T>>(sums.lengths, part.j);
-    const PassingRow<T, G, int> row(call, place, part.j, part.first, part.length, vector);
-    project(call, row, step, l2_scale_of<T>(call, place, length));
+    const StepSegment<T, G> row(call, place, part.j, part.first, part.length, vector);
+    LengthSquares<T> squares;
+    row.each([&](int, const auto& e) {
+#pragma unroll
+      for (int v = 0; v < row.group; ++v) squares.add(step.displacement(e.clean[v], e.here[v], e.slope[v]));
+    });
+    sums.put(sums.lengths, part, squares.total());
+    nonfinite = !step.finite;
   }
+  if (threadIdx.x == 0 && part.first == 0) call.nonfinite_out[part.j] = nonfinite;
+}
+
+template <class T, class G>
+__global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
+    l2_project_kernel(PgdStepCall call, int64_t segments, int64_t first_row, int64_t first_segment, bool vector) {
+  const Segment part(call, first_row, first_segment);
+  const StepRow place(call, part.j);
+  if (!place.real) return;
+  const L2Sums sums(call, segments);
+  const L2Row<T> step(call, place, sums.norm<SlopeSquares<G>>(sums.slopes, part.j));
+  const double scale = l2_scale_of<T>(call, place, sums.norm<LengthSquares<T>>(sums.lengths, part.j));
+  const StepSegment<T, G> row(call, place, part.j, part.first, part.length, vector);
+  row.each([&](int k, const auto& e) {
+    Group<T, kGroup<T>> out;
+#pragma unroll
+    for (int v = 0; v < row.group; ++v) {
+      const int i = row.at(k, v);
+      const double delta = step.displacement(e.clean[v], e.here[v], e.slope[v]) * scale;
+      out.values[v] = project_point(e.clean[v], delta, row.box.low(i), row.box.high(i));
+    }
+    row.save(k, out);
+  });
 }
 
 }  // namespace fastsal

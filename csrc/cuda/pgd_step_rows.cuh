@@ -169,22 +169,24 @@ struct StepSegment {
     }
   }
 
-  // body(segment, k, elements) for each turn; or with no more than the slopes read
+  // body(k, elements) for each turn; or with no more than the slopes read
   template <class Body>
   __device__ __forceinline__ void each(Body body) const {
+#pragma unroll 1
     for (int k = 0; k < turns(); ++k) {
       Elements elements;
       load_points(k, elements);
       load_slopes(k, elements);
-      body(*this, k, elements);
+      body(k, elements);
     }
   }
   template <class Body>
   __device__ __forceinline__ void each_slope(Body body) const {
+#pragma unroll 1
     for (int k = 0; k < turns(); ++k) {
       Elements elements;
       load_slopes(k, elements);
-      body(*this, k, elements);
+      body(k, elements);
     }
   }
 };
@@ -208,6 +210,20 @@ void with_step_types(const PgdStepCall& call, Run run) {
     default:
       return run(Types<float, float>());
   }
+}
+
+// A row held in registers: its block, and how many turns it may take. Few of them leave room for more blocks, many for
+// longer rows.
+constexpr unsigned kHeldThreads = 512;
+constexpr int kFewTurns = 2, kManyTurns = 6;
+
+inline int64_t groups_of(const PgdStepCall& call) {
+  const int64_t group = call.x_dtype == Dtype::float64 ? kGroup<double> : kGroup<float>;
+  return (call.size + group - 1) / group;
+}
+
+inline bool on_chip(const PgdStepCall& call, int turns) {
+  return groups_of(call) <= int64_t(turns) * threads(kHeldThreads);
 }
 
 // Whether groups can move in one access.

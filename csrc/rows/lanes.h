@@ -18,20 +18,29 @@ FASTSAL_ROW void for_lanes(int64_t size, Body body) {
   for (int64_t l = 0; i + l < size; ++l) body(l, i + l);
 }
 
-// body(block, i, count) for 16 scores at a time, of elements i, i + 1, ...; beyond the last one stands `padding`, so that
-// a short row or the rest of a long one takes the same vector instructions.
+template <class Score>
+struct Shifted {
+  Score score;
+  int64_t first;
+  FASTSAL_ROW auto operator()(int64_t l) const { return score(first + l); }
+};
+template <class T>
+struct Padded {
+  const T* block;
+  FASTSAL_ROW T operator()(int64_t l) const { return block[l]; }
+};
+
+// body(z, i, count) for 16 scores at a time, z(0..15), of elements i, i + 1, ...; beyond the last one stands `padding`,
+// so that a short row or the rest of a long one takes the same vector instructions.
 template <class T, class Score, class Body>
 FASTSAL_ROW void for_blocks(int64_t size, T padding, Score score, Body body) {
-  T block[kLanes];
   int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) block[l] = score(i + l);
-    body(block, i, kLanes);
-  }
+  for (; i + kLanes <= size; i += kLanes) body(Shifted<Score>{score, i}, i, kLanes);
   if (i == size) return;
+  T block[kLanes];
   for (int64_t l = 0; l < kLanes; ++l) block[l] = padding;
   for (int64_t l = 0; i + l < size; ++l) block[l] = score(i + l);
-  body(block, i, size - i);
+  body(Padded<T>{block}, i, size - i);
 }
 
 // The sum of 16 lanes; overwrites them.

@@ -11,9 +11,9 @@ template <class T, class Score>
 FASTSAL_ROW int64_t rival_of(int64_t classes, int64_t label, Score score) {
   const int64_t after = label + 1;
   const auto later = [&](int64_t i) FASTSAL_LAMBDA { return score(after + i); };
-  const T below = largest_number<T>(label, score), above = largest_number<T>(classes - after, later);
-  const T top = above > below ? above : below;
-  const bool nan = any_nan<T>(classes, score) && (any_nan<T>(label, score) || any_nan<T>(classes - after, later));
+  const Largest<T> below = largest_of<T>(label, score), above = largest_of<T>(classes - after, later);
+  const T top = above.value > below.value ? above.value : below.value;
+  const bool nan = below.nan || above.nan;
   const auto wanted = [&](T s) FASTSAL_LAMBDA { return nan ? s != s : s == top; };
   const int64_t first = first_match(label, [&](int64_t i) FASTSAL_LAMBDA { return wanted(score(i)); });
   if (first < label) return first;
@@ -36,7 +36,7 @@ template <class T, class Z, class G>
 FASTSAL_ROW T dlr_row(Z logits, G grad, int64_t classes, int64_t label, int64_t other) {
   const auto score = [&](int64_t i) FASTSAL_LAMBDA { return T(value(logits[i])); };
   const bool targeted = other >= 0;
-  if (any_nan<T>(classes, score)) {
+  if (largest_of<T>(classes, score).nan) {
     for (int64_t i = 0; i < classes; ++i) store(&grad[i], T(Limits<T>::nan));
     return Limits<T>::nan;
   }

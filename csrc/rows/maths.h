@@ -18,13 +18,11 @@ FASTSAL_ROW float exp_nonpositive(float v) {
   const float shifted = clipped * 0x1.715476p0f + 0x1.8p23f;
   const float n = shifted - 0x1.8p23f;
   const float r = (clipped - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
-  float p = 0x1.6b6d3ap-10f;  // least worst relative error, 4e-9, of these four on |r| <= 0.3475
-  p = p * r + 0x1.1230f8p-7f;
-  p = p * r + 0x1.55568cp-5f;
-  p = p * r + 0x1.5554a2p-3f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  // The cubic to sextic coefficients have the least worst relative error, 4e-9, on |r| <= 0.3475. In pairs, since
+  // what a processor waits for is the longest chain of operations.
+  const float r2 = r * r;
+  const float p = (1.0f + r) + r2 * ((0.5f + 0x1.5554a2p-3f * r) +
+                                     r2 * ((0x1.55568cp-5f + 0x1.1230f8p-7f * r) + r2 * 0x1.6b6d3ap-10f));
   const float factor = bits_of<float>((bits_of<uint32_t>(shifted) << 23) + (uint32_t(127 + 24) << 23));
   return p * factor * 0x1p-24f;
 }

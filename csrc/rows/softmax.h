@@ -23,10 +23,10 @@ template <class T, class Z, class G>
 FASTSAL_ROW T softmax_total(Z logits, G grad, int64_t classes, T top) {
   T lanes[kLanes] = {};
   const auto score = [&](int64_t i) FASTSAL_LAMBDA { return T(value(logits[i])); };
-  for_blocks(classes, T(-Limits<T>::infinity), score, [&](const T* z, int64_t i, int64_t count) FASTSAL_LAMBDA {
+  for_blocks(classes, T(-Limits<T>::infinity), score, [&](auto z, int64_t i, int64_t count) FASTSAL_LAMBDA {
     T terms[kLanes];
     for (int64_t l = 0; l < kLanes; ++l) {
-      terms[l] = softmax_term(z[l], top);
+      terms[l] = softmax_term(z(l), top);
       lanes[l] += terms[l];
     }
     if (kHoldsTerms<T, Z>) store_block(grad, i, count, terms);

@@ -79,6 +79,11 @@ SIZES: dict[str, Callable[[dict[str, Any]], dict[str, int]]] = {
         "samples": v["result"].shape[0],
         "size": _row_size(v["current"]),
     },
+    "random_start": lambda v: {
+        "count": v["start_out"].shape[0],
+        "samples": v["x"].shape[0],
+        **_layout(v["x"]),
+    },
     "pgd_step": lambda v: {
         "count": v["next_out"].shape[0],
         "points": v["x_adv"].shape[0],

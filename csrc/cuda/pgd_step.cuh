@@ -24,7 +24,7 @@ __device__ __forceinline__ void report_nonfinite(const PgdStepCall& call, int64_
 template <class T, class G, int group>
 __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
     linf_step_kernel(PgdStepCall call, int64_t segments, int64_t first_row, int64_t first_segment) {
-  const Segment part(call, first_row, first_segment);
+  const Segment part(call.size, first_row, first_segment);
   const StepRow place(call, part.j);
   bool nonfinite = false;
   if (place.real) {

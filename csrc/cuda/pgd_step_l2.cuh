@@ -109,7 +109,7 @@ struct L2Sums {
 template <class T, class G>
 __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
     l2_slope_kernel(PgdStepCall call, int64_t segments, int64_t first_row, int64_t first_segment, bool vector) {
-  const Segment part(call, first_row, first_segment);
+  const Segment part(call.size, first_row, first_segment);
   const StepRow place(call, part.j);
   if (!place.real) return;
   const StepSegment<T, G> row(call, place, part.j, part.first, part.length, vector);
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
 template <class T, class G>
 __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
     l2_length_kernel(PgdStepCall call, int64_t segments, int64_t first_row, int64_t first_segment, bool vector) {
-  const Segment part(call, first_row, first_segment);
+  const Segment part(call.size, first_row, first_segment);
   const StepRow place(call, part.j);
   bool nonfinite = false;
   if (place.real) {
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
 template <class T, class G>
 __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
     l2_project_kernel(PgdStepCall call, int64_t segments, int64_t first_row, int64_t first_segment, bool vector) {
-  const Segment part(call, first_row, first_segment);
+  const Segment part(call.size, first_row, first_segment);
   const StepRow place(call, part.j);
   if (!place.real) return;
   const L2Sums sums(call, segments);

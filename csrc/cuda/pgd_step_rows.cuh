@@ -6,19 +6,6 @@
 
 namespace fastsal {
 
-// Rows up to this length are one block's work. Longer ones are cut into segments of it, so that a few large rows fill a
-// device. Neither depends on the batch: its rows come out the same however it is cut.
-constexpr int64_t kSegment = 6144;
-
-inline int64_t segments_of(int64_t size) { return size > kSegment ? (size + kSegment - 1) / kSegment : 1; }
-
-// Threads for groups of elements: no more turns than with the largest block, and no idle warp.
-inline unsigned threads_for(int64_t groups, unsigned usual) {
-  const int64_t most = threads(usual), turns = groups > most ? (groups + most - 1) / most : 1;
-  const int64_t each = (groups + turns - 1) / turns;
-  return each <= kWarp ? kWarp : unsigned((each + kWarp - 1) / kWarp * kWarp);
-}
-
 struct StepRow {
   int64_t sample, slot;
   bool real;  // false: padding, or an index that is none
@@ -80,15 +67,6 @@ struct Gradient<AnyGradient> {
     for (int v = 0; v < count; ++v) out.values[v] = double(value(group.values[v]));
     return out;
   }
-};
-
-// One segment of a row: the task of a block.
-struct Segment {
-  int64_t j, first;
-  int length;
-  __device__ __forceinline__ Segment(const PgdStepCall& call, int64_t first_row, int64_t first_segment)
-      : j(first_row + blockIdx.x), first((first_segment + blockIdx.y) * kSegment),
-        length(int(first + kSegment < call.size ? kSegment : call.size - first)) {}
 };
 
 // `length` elements of a row, from `first` on, read anew in each pass.

@@ -37,6 +37,28 @@ constexpr unsigned kStreamBlocks = 2;  // of 1024
 constexpr unsigned kStreamBlocks = 3;  // of 1536
 #endif
 
+// Rows up to this length are one block's work. Longer ones are cut into segments of it, so that a few large rows fill a
+// device. Neither depends on the batch: its rows come out the same however it is cut.
+constexpr int64_t kSegment = 6144;
+
+inline int64_t segments_of(int64_t size) { return size > kSegment ? (size + kSegment - 1) / kSegment : 1; }
+
+// Threads for groups of elements: no more turns than with the largest block, and no idle warp.
+inline unsigned threads_for(int64_t groups, unsigned usual) {
+  const int64_t most = threads(usual), turns = groups > most ? (groups + most - 1) / most : 1;
+  const int64_t each = (groups + turns - 1) / turns;
+  return each <= kWarp ? kWarp : unsigned((each + kWarp - 1) / kWarp * kWarp);
+}
+
+// One segment of a row: the task of a block.
+struct Segment {
+  int64_t j, first;
+  int length;
+  __device__ __forceinline__ Segment(int64_t size, int64_t first_row, int64_t first_segment)
+      : j(first_row + blockIdx.x), first((first_segment + blockIdx.y) * kSegment),
+        length(int(first + kSegment < size ? kSegment : size - first)) {}
+};
+
 // Neighbours that move in one access (fp64 beside fp32: in two).
 template <class V, int count>
 struct alignas(sizeof(V) * count < 16 ? sizeof(V) * count : 16) Group {
@@ -89,16 +111,42 @@ __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
   return result;
 }
 
-// The box of the elements of a row from `first` on, fewer than 2^30 of them. An infinite bound is none. What the call
-// holds is not copied: it lies in constant memory, and registers are scarce.
+// The box. An infinite bound is none. What the call holds is not copied: it lies in constant memory, and registers are
+// scarce.
+template <class T, class Call>
+class Bounds {
+ public:
+  __device__ __forceinline__ explicit Bounds(const Call& call)
+      : call_(call), low_(-Limits<T>::largest), high_(Limits<T>::largest) {
+    if (call.clip_min_count == 1) low_ = finite_low(static_cast<const T*>(call.clip_min)[0]);
+    if (call.clip_max_count == 1) high_ = finite_high(static_cast<const T*>(call.clip_max)[0]);
+  }
+  __device__ __forceinline__ bool low_by_channel() const { return call_.clip_min_count > 1; }
+  __device__ __forceinline__ bool high_by_channel() const { return call_.clip_max_count > 1; }
+  // `channel` is called where it matters
+  template <class Channel>
+  __device__ __forceinline__ T low(Channel channel) const {
+    return low_by_channel() ? finite_low(static_cast<const T*>(call_.clip_min)[channel()]) : low_;
+  }
+  template <class Channel>
+  __device__ __forceinline__ T high(Channel channel) const {
+    return high_by_channel() ? finite_high(static_cast<const T*>(call_.clip_max)[channel()]) : high_;
+  }
+
+ private:
+  static __device__ __forceinline__ T finite_low(T v) { return v < -Limits<T>::largest ? -Limits<T>::largest : v; }
+  static __device__ __forceinline__ T finite_high(T v) { return v > Limits<T>::largest ? Limits<T>::largest : v; }
+  const Call& call_;
+  T low_, high_;
+};
+
+// The box of the elements from `first` on, fewer than 2^30 of them, by where they lie in memory.
 template <class T, class Call>
 class Box {
  public:
   __device__ __forceinline__ Box(const Call& call, int64_t first)
-      : call_(call), low_(-Limits<T>::largest), high_(Limits<T>::largest), shift_(0), start_(0), divisor_(1) {
-    if (call.clip_min_count == 1) low_ = finite_low(static_cast<const T*>(call.clip_min)[0]);
-    if (call.clip_max_count == 1) high_ = finite_high(static_cast<const T*>(call.clip_max)[0]);
-    if (call.clip_min_count <= 1 && call.clip_max_count <= 1) return;
+      : call_(call), bounds_(call), shift_(0), start_(0), divisor_(1) {
+    if (!bounds_.low_by_channel() && !bounds_.high_by_channel()) return;
     // a period: the places of a channel, or the channels of a place
     const int64_t period = call.channels_last ? call.channels : call.places;
     const int64_t whole = quotient(first, period), start = first - whole * period;
@@ -110,27 +158,25 @@ class Box {
   }
 
   __device__ __forceinline__ T low(int i) const {
-    return call_.clip_min_count > 1 ? finite_low(static_cast<const T*>(call_.clip_min)[channel(i)]) : low_;
+    return bounds_.low([&] { return channel(i); });
   }
   __device__ __forceinline__ T high(int i) const {
-    return call_.clip_max_count > 1 ? finite_high(static_cast<const T*>(call_.clip_max)[channel(i)]) : high_;
+    return bounds_.high([&] { return channel(i); });
   }
 
  private:
   static constexpr int64_t kFew = int64_t(1) << 30;
-  static __device__ __forceinline__ T finite_low(T v) { return v < -Limits<T>::largest ? -Limits<T>::largest : v; }
-  static __device__ __forceinline__ T finite_high(T v) { return v > Limits<T>::largest ? Limits<T>::largest : v; }
   __device__ __forceinline__ int64_t channel(int i) const {
     const uint32_t place = start_ + uint32_t(i), ended = place / divisor_;
     return shift_ + (call_.channels_last ? place - int64_t(ended) * call_.channels : ended);
   }
   const Call& call_;
-  T low_, high_;
+  Bounds<T, Call> bounds_;
   int64_t shift_;
   uint32_t start_, divisor_;
 };
 
-// Where an element of a row stands in memory, and which it is in row-major order.
+// Where an element lies in memory, and which it is in row-major order.
 struct RowOrder {
   int64_t channels, places;
   bool channels_last;
@@ -142,10 +188,11 @@ struct RowOrder {
     const int64_t place = quotient(offset, channels);
     return (offset - place * channels) * places + place;
   }
+  __device__ __forceinline__ int64_t channel(int64_t logical) const { return quotient(logical, places); }
   __device__ __forceinline__ int64_t offset(int64_t logical) const {
     if (!channels_last) return logical;
-    const int64_t channel = quotient(logical, places);
-    return (logical - channel * places) * channels + channel;
+    const int64_t of = channel(logical);
+    return (logical - of * places) * channels + of;
   }
 };
 

@@ -4,6 +4,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "rows/kl_divergence.h"
+#include "rows/l1_step.h"
 #include "rows/margin_loss.h"
 #include "rows/pgd_step.h"
 #include "rows/random_start.h"
@@ -16,6 +18,10 @@ constexpr int64_t kSize = 1000;
 struct Traffic {
   int64_t loads = 0, stores = 0;
   std::vector<bool> touched = std::vector<bool>(kSize);
+};
+
+struct Same {
+  int64_t operator()(int64_t i) const { return i; }
 };
 
 // What an element of an output is, so that `p[i] = v` and `store(&p[i], v)` count a store.
@@ -85,28 +91,61 @@ struct Operand {
   }
 };
 
+enum class Norm { linf, l2, l1 };
+
 template <class T, class G>
-void step(const char* body, bool linf, float slope, T eps) {
+void step(const char* body, Norm norm, float slope, T eps) {
   Operand<T> x("x", 1), x_adv("x_adv", 1.01f), next("next", 0);
   Operand<G> grad("grad", slope);
   const UniformBox<T> box{T(-2), T(2)};
-  if (linf)
+  std::vector<double> delta(kSize);
+  if (norm == Norm::linf)
     linf_step_row<T>(x.in(), x_adv.in(), grad.in(), next.out(), kSize, eps, T(0.1), box);
-  else
+  else if (norm == Norm::l2)
     l2_step_row<T>(x.in(), x_adv.in(), grad.in(), next.out(), kSize, eps, T(0.1), box);
+  else
+    l1_step_row<T>(x.in(), x_adv.in(), grad.in(), next.out(), kSize, eps, T(0.1), kSize / 20, box, delta.data(), Same(),
+                   Same());
   x.print(body), x_adv.print(body), grad.print(body), next.print(body);
 }
 
 template <class Z>
-void losses(const char* cross_entropy, const char* margin) {
+void losses(const char* cross_entropy, const char* margin, const char* dlr, const char* divergence, const char* one) {
+  using T = typename LossOf<Z>::Type;
   {
     Operand<Z> logits("logits", 3), grad("grad", 0);
-    cross_entropy_row<float>(logits.in(), grad.out(), kSize, 3, 0.7f);
+    cross_entropy_row<T>(logits.in(), grad.out(), kSize, 3, T(0.7));
     logits.print(cross_entropy), grad.print(cross_entropy);
   }
-  Operand<Z> logits("logits", 3), grad("grad", 0);
-  margin_row<float>(logits.in(), grad.out(), kSize, 3, -1);
-  logits.print(margin), grad.print(margin);
+  {
+    Operand<Z> logits("logits", 3), grad("grad", 0);
+    margin_row<T>(logits.in(), grad.out(), kSize, 3, -1);
+    logits.print(margin), grad.print(margin);
+  }
+  {
+    Operand<Z> logits("logits", 3), grad("grad", 0);
+    dlr_row<T>(logits.in(), grad.out(), kSize, 3, 7);
+    logits.print(dlr), grad.print(dlr);
+  }
+  for (const bool both : {true, false}) {
+    Operand<Z> clean("clean", 3), adv("adv", 2), adv_grad("adv_grad", 0), clean_grad("clean_grad", 0);
+    const char* body = both ? divergence : one;
+    if (both)
+      kl_row<true, T>(clean.in(), adv.in(), adv_grad.out(), clean_grad.out(), kSize);
+    else
+      kl_row<false, T>(clean.in(), adv.in(), adv_grad.out(), clean_grad.out(), kSize);
+    clean.print(body), adv.print(body), adv_grad.print(body), clean_grad.print(body);
+  }
+}
+
+// Ten rows of a hundredth of the classes each, one beside the other.
+void short_rows(const char* body) {
+  constexpr int64_t rows = 10, classes = 10;
+  Operand<float> logits("logits", 3), grad("grad", 0);
+  const int64_t labels[rows] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+  CrossEntropy<float> out[rows];
+  cross_entropy_short_rows<float>(logits.in(), grad.out(), rows, classes, labels, 0.7f, out);
+  logits.print(body), grad.print(body);
 }
 
 }  // namespace fastsal
@@ -114,19 +153,33 @@ void losses(const char* cross_entropy, const char* margin) {
 int main() {
   using namespace fastsal;
   std::printf("elements per row %lld\n", static_cast<long long>(kSize));
-  step<float, float>("linf_step_fp32", true, 1, 0.05f);
-  step<float, bfloat16>("linf_step_bf16_grad", true, 1, 0.05f);
-  step<float, float16>("linf_step_fp16_grad", true, 1, 0.05f);
-  step<double, double>("linf_step_fp64", true, 1, 0.05);
-  step<float, float>("l2_step_fp32", false, 1, 0.05f);
-  step<float, bfloat16>("l2_step_bf16_grad", false, 1, 0.05f);
-  step<double, double>("l2_step_fp64", false, 1, 0.05);
-  step<float, float>("l2_step_zero_gradient", false, 0, 0.05f);
+  step<float, float>("linf_step_fp32", Norm::linf, 1, 0.05f);
+  step<float, bfloat16>("linf_step_bf16_grad", Norm::linf, 1, 0.05f);
+  step<float, float16>("linf_step_fp16_grad", Norm::linf, 1, 0.05f);
+  step<double, double>("linf_step_fp64", Norm::linf, 1, 0.05);
+  step<float, float>("l2_step_fp32", Norm::l2, 1, 0.05f);
+  step<float, bfloat16>("l2_step_bf16_grad", Norm::l2, 1, 0.05f);
+  step<double, double>("l2_step_fp64", Norm::l2, 1, 0.05);
+  step<float, float>("l2_step_zero_gradient", Norm::l2, 0, 0.05f);
+  step<float, float>("l1_step_fp32", Norm::l1, 1, 0.05f);
+  step<float, bfloat16>("l1_step_bf16_grad", Norm::l1, 1, 0.05f);
+  step<double, double>("l1_step_fp64", Norm::l1, 1, 0.05);
+  step<float, float>("l1_step_inside", Norm::l1, 1, 1e6f);
   const std::vector<uint32_t> words(kSize, 12345);
-  Operand<float> x("x", 1), start("start", 0);
-  linf_start<float>(x.in(), start.out(), words.data(), kSize, 0.05f, UniformBox<float>{-2, 2});
-  x.print("linf_start_fp32"), start.print("linf_start_fp32");
-  losses<float>("cross_entropy_fp32", "margin_fp32");
-  losses<bfloat16>("cross_entropy_bf16", "margin_bf16");
+  const std::vector<double> noise(kSize, 0.01);
+  const UniformBox<float> box{-2, 2};
+  {
+    Operand<float> x("x", 1), start("start", 0);
+    linf_start<float>(x.in(), start.out(), words.data(), kSize, 0.05f, box);
+    x.print("linf_start_fp32"), start.print("linf_start_fp32");
+  }
+  {
+    Operand<float> x("x", 1), start("start", 0);
+    scaled_start<float>(x.in(), start.out(), noise.data(), kSize, 0.5, box);
+    x.print("l2_l1_start_fp32"), start.print("l2_l1_start_fp32");
+  }
+  losses<float>("cross_entropy_fp32", "margin_fp32", "dlr_fp32", "kl_fp32", "kl_one_fp32");
+  losses<bfloat16>("cross_entropy_bf16", "margin_bf16", "dlr_bf16", "kl_bf16", "kl_one_bf16");
+  short_rows("cross_entropy_short_rows");
   return 0;
 }

@@ -80,26 +80,76 @@ def test_an_l2_step_touches_four_rows(
     assert sum(c.touched for c in counts[body].values()) == (3 * width + grad_width) * size
 
 
-def test_a_linf_start_reads_x_once_and_writes_once(elements_and_counts: tuple[int, Counts]) -> None:
-    size, counts = elements_and_counts
-    assert counts["linf_start_fp32"] == {"x": Count(4 * size, 0, 4 * size), "start": Count(0, 4 * size, 4 * size)}
-
-
-@pytest.mark.parametrize(("precision", "width"), [("fp32", 4), ("bf16", 2)])
-def test_losses_touch_logits_and_gradient_alone(
-    precision: str, width: int, elements_and_counts: tuple[int, Counts]
+@pytest.mark.parametrize(
+    ("body", "width", "grad_width", "searches"),
+    [
+        ("l1_step_fp32", 4, 4, 9),
+        ("l1_step_bf16_grad", 4, 2, 9),
+        ("l1_step_fp64", 8, 8, 9),
+        ("l1_step_inside", 4, 4, 1),
+    ],
+)
+def test_an_l1_step_touches_four_rows(
+    body: str, width: int, grad_width: int, searches: int, elements_and_counts: tuple[int, Counts]
 ) -> None:
-    """Logits are read again from the cache (largest, sum, its index, gradient); no temporary row is written.
-
-    An fp32 gradient holds the softmax terms until their sum is known: written, read and written, and no exponential
-    twice. A 16-bit one cannot hold them, and is written once.
-    """
+    """Bisecting for the largest gradients reads them once per bit of a number, from the cache; the search for the
+    shrinkage reads x a few times, and once where the step stays in the ball."""
     size, counts = elements_and_counts
-    terms = 1 if precision == "fp32" else 0
-    block = 64  # elements that the search for the index of the largest may look at beyond it
-    for name, loads, held in ((f"cross_entropy_{precision}", 4 - terms, terms), (f"margin_{precision}", 2, 0)):
-        logits, grad = counts[name]["logits"], counts[name]["grad"]
-        assert logits.touched == width * size and logits.stored == 0
-        assert logits.loaded <= width * (loads * size + block)
-        assert grad.touched == width * size and grad.loaded == held * width * size
-        assert grad.stored <= width * ((1 + held) * size + 2)
+    x, x_adv, grad, out = (counts[body][operand] for operand in ("x", "x_adv", "grad", "next"))
+    assert x_adv == Count(width * size, 0, width * size)
+    assert out == Count(0, width * size, width * size)
+    assert x.touched == width * size and x.stored == 0
+    assert x.loaded <= (2 + searches) * width * size
+    bits = 8 * max(grad_width, 4)
+    assert grad.touched == grad_width * size and grad.stored == 0
+    assert grad.loaded <= (bits + 5) * grad_width * size
+
+
+@pytest.mark.parametrize("body", ["linf_start_fp32", "l2_l1_start_fp32"])
+def test_a_start_reads_x_once_and_writes_once(body: str, elements_and_counts: tuple[int, Counts]) -> None:
+    size, counts = elements_and_counts
+    assert counts[body] == {"x": Count(4 * size, 0, 4 * size), "start": Count(0, 4 * size, 4 * size)}
+
+
+class Passes(NamedTuple):
+    """How often each element of an operand is read and written, at most."""
+
+    read: int
+    written: int
+
+
+HELD = Passes(1, 2)  # a gradient that holds the softmax terms until their sum is known, so that none is computed twice
+ONCE = Passes(0, 1)
+LOSSES = {
+    "cross_entropy_fp32": {"logits": Passes(3, 0), "grad": HELD},
+    "cross_entropy_bf16": {"logits": Passes(4, 0), "grad": ONCE},  # 16 bits cannot hold a term
+    "margin_fp32": {"logits": Passes(2, 0), "grad": ONCE},
+    "margin_bf16": {"logits": Passes(2, 0), "grad": ONCE},
+    "dlr_fp32": {"logits": Passes(6, 0), "grad": ONCE},  # NaN?, the four largest, and where each of them stands
+    "dlr_bf16": {"logits": Passes(6, 0), "grad": ONCE},
+    "kl_fp32": {"clean": Passes(4, 0), "adv": Passes(5, 0), "adv_grad": HELD, "clean_grad": HELD},
+    "kl_bf16": {"clean": Passes(5, 0), "adv": Passes(6, 0), "adv_grad": ONCE, "clean_grad": ONCE},
+    "kl_one_fp32": {"clean": Passes(4, 0), "adv": Passes(4, 0), "adv_grad": HELD, "clean_grad": Passes(0, 0)},
+    "kl_one_bf16": {"clean": Passes(4, 0), "adv": Passes(5, 0), "adv_grad": ONCE, "clean_grad": Passes(0, 0)},
+}
+
+
+@pytest.mark.parametrize("body", LOSSES)
+def test_losses_touch_logits_and_gradients_alone(body: str, elements_and_counts: tuple[int, Counts]) -> None:
+    """Logits are read again from the cache; no temporary row is written."""
+    size, counts = elements_and_counts
+    width = 2 if body.endswith("bf16") else 4
+    apart = 140  # elements read beyond a pass: the label's, the rest of the last vector, a search that went too far
+    assert counts[body].keys() == LOSSES[body].keys()
+    for operand, passes in LOSSES[body].items():
+        count = counts[body][operand]
+        assert count.touched == (width * size if any(passes) else 0)
+        assert count.loaded <= width * (passes.read * size + (apart if passes.read else 0))
+        assert count.stored <= width * (passes.written * size + (5 if passes.written else 0))
+
+
+def test_short_rows_are_read_and_written_once(elements_and_counts: tuple[int, Counts]) -> None:
+    """Ten rows of ten classes in sixteen lanes: the six lanes that are left read the first row again."""
+    logits, grad = (elements_and_counts[1]["cross_entropy_short_rows"][operand] for operand in ("logits", "grad"))
+    assert logits == Count(4 * 16 * 10, 0, 4 * 100)
+    assert grad == Count(0, 4 * (100 + 10), 4 * 100)  # the label's slope is written twice

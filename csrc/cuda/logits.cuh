@@ -4,7 +4,7 @@
 #pragma once
 
 #include "../rows/losses.h"
-#include "block.cuh"
+#include "rows.cuh"
 
 namespace fastsal {
 
@@ -23,6 +23,14 @@ template <class Z>
 struct alignas(16) Pack {
   Z elements[kPack<Z>];
 };
+
+// A value in the type of the row that it goes to.
+template <class Z, class T>
+__device__ __forceinline__ void write_as(Z* at, T value) {
+  Z rounded;
+  store(&rounded, value);
+  write(at, rounded);
+}
 
 // The threads of one row. `reduce` gives every one of them the combination of what each brought.
 struct WarpTeam {
@@ -128,12 +136,13 @@ struct Walk {
     if (wide) {
       const bool there = at(turn, 0) < classes;
       Pack<Z> loaded;
-      if (there) loaded = *reinterpret_cast<const Pack<Z>*>(row + at(turn, 0));
+      if (there) loaded = fastsal::read(reinterpret_cast<const Pack<Z>*>(row + at(turn, 0)));
 #pragma unroll
       for (int e = 0; e < pack; ++e) out[e] = there ? T(value(loaded.elements[e])) : nothing;
     } else {
 #pragma unroll
-      for (int e = 0; e < pack; ++e) out[e] = at(turn, e) < classes ? T(value(row[at(turn, e)])) : nothing;
+      for (int e = 0; e < pack; ++e)
+        out[e] = at(turn, e) < classes ? T(value(fastsal::read(row + at(turn, e)))) : nothing;
     }
   }
 
@@ -143,11 +152,11 @@ struct Walk {
       Pack<Z> stored;
 #pragma unroll
       for (int e = 0; e < pack; ++e) store(&stored.elements[e], in[e]);
-      *reinterpret_cast<Pack<Z>*>(row + at(turn, 0)) = stored;
+      fastsal::write(reinterpret_cast<Pack<Z>*>(row + at(turn, 0)), stored);
     } else {
 #pragma unroll
       for (int e = 0; e < pack; ++e)
-        if (at(turn, e) < classes) store(&row[at(turn, e)], in[e]);
+        if (at(turn, e) < classes) write_as(row + at(turn, e), in[e]);
     }
   }
 
@@ -201,11 +210,11 @@ struct LongWalk {
         Pack<Z> made;
 #pragma unroll
         for (int e = 0; e < pack; ++e) store(&made.elements[e], body(first + e));
-        *reinterpret_cast<Pack<Z>*>(out + first) = made;
+        fastsal::write(reinterpret_cast<Pack<Z>*>(out + first), made);
       } else {
 #pragma unroll
         for (int e = 0; e < pack; ++e)
-          if (first + e * threads < classes) store(&out[first + e * threads], body(first + e * threads));
+          if (first + e * threads < classes) write_as(out + first + e * threads, body(first + e * threads));
       }
     }
   }
@@ -218,22 +227,23 @@ struct LongWalk {
   __device__ __forceinline__ void part_by_part(const Z* row, Z* out, int first, Body body) const {
     T z[few];
     if (wide) {
-      Pack<Z> held = *reinterpret_cast<const Pack<Z>*>(row + first);
+      Pack<Z> held = fastsal::read(reinterpret_cast<const Pack<Z>*>(row + first));
 #pragma unroll 1
       for (int part = 0; part < parts; ++part) {
         pick(held, part, z);
         body(z, first + part * few, 1);
         if (out) put(held, part, z);
       }
-      if (out) *reinterpret_cast<Pack<Z>*>(out + first) = held;
+      if (out) fastsal::write(reinterpret_cast<Pack<Z>*>(out + first), held);
     } else {
 #pragma unroll
       for (int e = 0; e < few; ++e)
-        z[e] = first + e * threads < classes ? T(value(row[first + e * threads])) : -Limits<T>::infinity;
+        z[e] = first + e * threads < classes ? T(value(fastsal::read(row + first + e * threads)))
+                                             : -Limits<T>::infinity;
       body(z, first, threads);
 #pragma unroll
       for (int e = 0; e < few; ++e)
-        if (out && first + e * threads < classes) store(&out[first + e * threads], z[e]);
+        if (out && first + e * threads < classes) write_as(out + first + e * threads, z[e]);
     }
   }
   // Element `part * few + e` of a pack, by indices that are known when this is compiled: else the pack went to memory.
@@ -257,7 +267,8 @@ struct LongWalk {
     T p[few], q[few];
     for (int first = at(0); first < classes; first += pack * threads) {
       if (wide) {
-        Pack<Z> one = *reinterpret_cast<const Pack<Z>*>(a + first), other = *reinterpret_cast<const Pack<Z>*>(b + first);
+        Pack<Z> one = fastsal::read(reinterpret_cast<const Pack<Z>*>(a + first));
+        Pack<Z> other = fastsal::read(reinterpret_cast<const Pack<Z>*>(b + first));
 #pragma unroll 1
         for (int part = 0; part < parts; ++part) {
           pick(one, part, p), pick(other, part, q);
@@ -265,21 +276,21 @@ struct LongWalk {
           if (out_a) put(one, part, p);
           if (out_b) put(other, part, q);
         }
-        if (out_a) *reinterpret_cast<Pack<Z>*>(out_a + first) = one;
-        if (out_b) *reinterpret_cast<Pack<Z>*>(out_b + first) = other;
+        if (out_a) fastsal::write(reinterpret_cast<Pack<Z>*>(out_a + first), one);
+        if (out_b) fastsal::write(reinterpret_cast<Pack<Z>*>(out_b + first), other);
       } else {
 #pragma unroll
         for (int e = 0; e < few; ++e) {
           const int i = first + e * threads;
-          p[e] = i < classes ? T(value(a[i])) : -Limits<T>::infinity;
-          q[e] = i < classes ? T(value(b[i])) : -Limits<T>::infinity;
+          p[e] = i < classes ? T(value(fastsal::read(a + i))) : -Limits<T>::infinity;
+          q[e] = i < classes ? T(value(fastsal::read(b + i))) : -Limits<T>::infinity;
         }
         body(p, q);
 #pragma unroll
         for (int e = 0; e < few; ++e) {
           const int i = first + e * threads;
-          if (out_a && i < classes) store(&out_a[i], p[e]);
-          if (out_b && i < classes) store(&out_b[i], q[e]);
+          if (out_a && i < classes) write_as(out_a + i, p[e]);
+          if (out_b && i < classes) write_as(out_b + i, q[e]);
         }
       }
     }

@@ -3,6 +3,7 @@
 
 #include "block.cuh"
 #include "retire.h"
+#include "rows.cuh"
 
 namespace fastsal {
 
@@ -62,12 +63,12 @@ __global__ void __launch_bounds__(kRetireThreads)
 #pragma unroll
     for (int64_t k = 0; k < kRetireUnits; ++k) {
       const int64_t i = first + k * blockDim.x + threadIdx.x;
-      if (i < units) held[k] = from[i];
+      if (i < units) held[k] = read(from + i);
     }
 #pragma unroll
     for (int64_t k = 0; k < kRetireUnits; ++k) {
       const int64_t i = first + k * blockDim.x + threadIdx.x;
-      if (i < units) to[i] = held[k];
+      if (i < units) write(to + i, held[k]);
     }
   }
 }

@@ -53,6 +53,9 @@ def missing(body: str, operator: str | None = None) -> str:
         return f"the C++ extension is not there: {EXTENSION_MISSING}"
     if body == "cuda" and not EXTENSION.cuda_targets():
         return "the extension was built without CUDA sources"
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key
+    if body == "cuda" and operator and not registered(f"fastsal_body::{operator}", "CUDA"):
+        return f"there is no CUDA kernel of {operator} yet"
     if body == "triton" and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if body == "triton" and operator and importlib.util.find_spec(f"fastsal.kernels.{operator}") is None:

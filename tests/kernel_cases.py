@@ -158,12 +158,15 @@ def _labelled(rows: int, classes: int, dtype: torch.dtype, index: str, special: 
     if index == "gather" and rows:
         ids = torch.cat((torch.randperm(samples)[: rows - 1], torch.tensor([-1])))
         ids[0], ids[rows // 2] = 1, -1
+    special = special and rows > 12
+    if special:
+        target[ids[4]] = 0
     logits, own = scores(rows, classes, dtype), target[ids.clamp(min=0)]
-    if special and rows > 12:
+    if special:
         anywhere = torch.randint(classes, (rows,))
         logits[1, :: max(classes // 3, 1)] = -INF
         logits[2, anywhere[2]], logits[3, anywhere[3]] = INF, math.nan
-        logits[4] = -INF
+        logits[4] = -INF  # class 0 is the label, so that the competitor is not class 0
         logits[5] = 0.25
         logits[7, own[7]] = -INF
         logits[8] = logits[8].clamp(max=1)

@@ -76,7 +76,7 @@ class Points(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """A loss: `specials` are (row, class, value) of the logits."""
+    """A loss: `specials` are (row, class, value) of the logits; class 4, 9, ... stands for the whole row."""
 
     dtype: torch.dtype
     classes: int
@@ -212,7 +212,10 @@ def of_logits(name: str, spec: Logits) -> Case:
                     first[of[row], at % classes] = value if abs(value) != 1e4 else 1.0
         return Case(name, str(spec), (stored(first, spec.layout), stored(values, spec.layout), ids, spec.variant))
     for row, at, value in spec.specials:
-        if row < count:
+        if row < count and at % 5 == 4:
+            values[row] = value
+            target[row if ids is None else ids[row].clamp(min=0)] = at % 3 * (classes - 1) // 2  # a tie, won or lost
+        elif row < count:
             values[row, at % classes] = value
     values = stored(values, spec.layout)
     if name == "truncated_cross_entropy":

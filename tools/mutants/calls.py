@@ -18,8 +18,9 @@ from tools.mutants.maths import maths_checks
 from tools.mutants.memory import fenced_case
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool]  # of without_torch
-# Order of the threads and size of the blocks: what a missing barrier or a wrong lane shows up under.
-MACHINES = ((0, 0), (1, 32), (2, 64))
+# Order of the threads, the most of them in a block, and the most blocks in a grid: what a missing barrier, a wrong lane
+# or a wrong stride shows up under.
+MACHINES = ((0, 0, 0), (1, 32, 3), (2, 64, 5))
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,13 @@ def checks(target: Target) -> Iterator[Check]:
             yield from map(_refusal, _outside(case))
     else:
         for case in map(fenced_case, itertools.chain(cases(target.name, "quick"), wild_cases(target.name))):
-            for seed, threads in MACHINES if "wild" not in case.label else MACHINES[:1]:
+            for seed, threads, grid in MACHINES if "wild" not in case.label else MACHINES[:1]:
+                machine = {"seed": seed, "threads": threads, "grid_limit": grid}
 
-                def run(library: ctypes.CDLL, operands: tuple[Any, ...], seed: int = seed, most: int = threads) -> int:
-                    return emulated.emulated(target.name, *operands, seed=seed, threads=most, library=library)
+                def run(library: ctypes.CDLL, operands: tuple[Any, ...], machine: dict[str, int] = machine) -> int:
+                    return int(emulated.emulated(target.name, *operands, library=library, **machine))
 
-                yield _agreement(case, run, f"-seed{seed}-threads{threads}")
+                yield _agreement(case, run, f"-seed{seed}-threads{threads}-grid{grid}")
 
 
 def _agreement(case: Case, run: Callable[[ctypes.CDLL, tuple[Any, ...]], int], label: str = "") -> Check:

@@ -1,4 +1,4 @@
-"""What the operators are held against: the same steps of an attack as plain torch statements.
+"""What the operators are held against: the same work as plain torch statements, and what a loss costs with autograd.
 
 Two fixed statements of the Linf step, the same arithmetic up to rounding (fastsal rounds the bounds of the ball
 inwards, these do not). Row passes count each full-size operand that a statement reads or writes:
@@ -7,11 +7,17 @@ inwards, these do not). Row passes count each full-size operand that a statement
 - ``linf_in_place``: one buffer that is there already, and nothing else; 15 row passes.
 
 A fused step needs 4: read x, x_adv and grad, write the next point.
+
+The losses are the functions of torch that one would take, forward, and backward through autograd. They return the
+gradients alone: losses per row and the flags, which the operators return as well, would come on top.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -51,19 +57,29 @@ def linf_start(x: Tensor, eps: float) -> Tensor:
     return torch.clamp(x + torch.empty_like(x).uniform_(-eps, eps), 0, 1)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, cut: float) -> tuple[Tensor, ...]:
-    """Loss per row, its gradient, and which rows are right and which over the cut."""
-    log_p = torch.log_softmax(logits.float(), dim=1)
-    loss = -log_p.gather(1, target.unsqueeze(1)).squeeze(1)
-    hot = torch.nn.functional.one_hot(target, logits.shape[1])
-    return loss, (log_p.exp() - hot).to(logits.dtype), logits.argmax(1) == target, loss > cut
+def cross_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor]:
+    return torch.autograd.grad(F.cross_entropy(logits, target, reduction="sum"), logits)
 
 
-def margin(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    hot = torch.nn.functional.one_hot(target, logits.shape[1])
-    best = logits.masked_fill(hot.bool(), -torch.inf).argmax(1)
-    loss = (logits.gather(1, best.unsqueeze(1)) - logits.gather(1, target.unsqueeze(1))).squeeze(1)
-    return loss.float(), (torch.nn.functional.one_hot(best, logits.shape[1]) - hot).to(logits.dtype)
+def _margin(logits: Tensor, target: Tensor) -> Tensor:
+    label = target.unsqueeze(1)
+    rival = logits.scatter(1, label, -math.inf).amax(dim=1)
+    return rival - logits.gather(1, label).squeeze(1)
+
+
+def margin(logits: Tensor, target: Tensor) -> tuple[Tensor]:
+    return torch.autograd.grad(_margin(logits, target).sum(), logits)
+
+
+def dlr(logits: Tensor, target: Tensor) -> tuple[Tensor]:
+    top = logits.topk(3, dim=1).values
+    loss = _margin(logits, target) / (top[:, 0] - top[:, 2] + 1e-12)
+    return torch.autograd.grad(loss.sum(), logits)
+
+
+def kl_divergence(clean: Tensor, adv: Tensor) -> tuple[Tensor, ...]:
+    log_p, log_q = F.log_softmax(clean, dim=1), F.log_softmax(adv, dim=1)
+    return torch.autograd.grad(F.kl_div(log_q, log_p, reduction="sum", log_target=True), (adv, clean))
 
 
 def retire(previous: Tensor, current: Tensor, over: Tensor, ids: Tensor, result: Tensor) -> tuple[Tensor, Tensor]:

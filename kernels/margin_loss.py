@@ -35,8 +35,11 @@ def order_key(z):
 def insert(key, index, best, where):
     """Puts (key, index) behind what is as large in a lane; returns what it displaces and what stays."""
     larger = key > best
-    return tl.where(larger, best, key), tl.where(larger, where, index), tl.where(larger, key, best), tl.where(
-        larger, index, where
+    return (
+        tl.where(larger, best, key),
+        tl.where(larger, where, index),
+        tl.where(larger, key, best),
+        tl.where(larger, index, where),
     )
 
 
@@ -110,7 +113,6 @@ def margin(
         rival = label_of(other, sample, classes)
     good = (label >= 0) & (rival >= 0)
     value = one_logit(logits, row, rival, good, classes) - one_logit(logits, row, label, good, classes)
-    slope_of_spread = value * 0
     inverse = value * 0 + 1
     if DLR:
         spread = one_logit(logits, row, first, good, classes)

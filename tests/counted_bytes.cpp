@@ -98,13 +98,13 @@ void step(const char* body, Norm norm, float slope, T eps) {
   Operand<T> x("x", 1), x_adv("x_adv", 1.01f), next("next", 0);
   Operand<G> grad("grad", slope);
   const UniformBox<T> box{T(-2), T(2)};
-  std::vector<double> delta(kSize);
+  std::vector<double> scratch(l1_scratch(kSize));
   if (norm == Norm::linf)
     linf_step_row<T>(x.in(), x_adv.in(), grad.in(), next.out(), kSize, eps, T(0.1), box);
   else if (norm == Norm::l2)
     l2_step_row<T>(x.in(), x_adv.in(), grad.in(), next.out(), kSize, eps, T(0.1), box);
   else
-    l1_step_row<T>(x.in(), x_adv.in(), grad.in(), next.out(), kSize, eps, T(0.1), kSize / 20, box, delta.data(), Same(),
+    l1_step_row<T>(x.in(), x_adv.in(), grad.in(), next.out(), kSize, eps, T(0.1), kSize / 20, box, scratch.data(), Same(),
                    Same());
   x.print(body), x_adv.print(body), grad.print(body), next.print(body);
 }

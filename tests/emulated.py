@@ -43,7 +43,8 @@ ENTRY = """extern "C" const char* run(const fastsal::{call}* call, uint64_t seed
 }}
 extern "C" int64_t launches() {{ return int64_t(emulator::machine().launches.size()); }}
 """
-MEMORY_ENTRY = """extern "C" int64_t {memory}_bytes(const fastsal::{call}* call) {{
+MEMORY_ENTRY = """extern "C" int64_t {memory}_bytes(const fastsal::{call}* call, unsigned block_threads) {{
+  emulator::machine().block_threads = block_threads;
   return fastsal::{memory}_bytes(*call);
 }}
 """
@@ -110,9 +111,11 @@ def build(source: str, *extra: str, suffix: str = ".so") -> Path:
     """`source` compiled on the emulator; kept in the temporary directory under the hash of all that goes into it."""
     tool = compiler()
     files = [HEADER, *sorted(CSRC.glob("cuda/*")), *sorted(CSRC.glob("rows/*"))]
-    flags = [*FLAGS, *(["-shared"] if suffix == ".so" else []), *extra]
-    content = [source.encode(), " ".join([tool, *flags]).encode(), *(file.read_bytes() for file in files)]
     version = subprocess.run([tool, "--version"], capture_output=True, check=True).stdout
+    # else g++ makes the shared memory of two libraries in one process one and the same
+    apart = [] if b"clang" in version else ["-fno-gnu-unique"]
+    flags = [*FLAGS, *apart, *(["-shared"] if suffix == ".so" else []), *extra]
+    content = [source.encode(), " ".join([tool, *flags]).encode(), *(file.read_bytes() for file in files)]
     key = hashlib.sha256(b"\0".join([version, *content])).hexdigest()[:24]
     into = Path(tempfile.gettempdir()) / f"fastsal-emulator-{os.getuid()}"
     into.mkdir(mode=0o700, exist_ok=True)
@@ -127,7 +130,7 @@ def build(source: str, *extra: str, suffix: str = ".so") -> Path:
     return built
 
 
-def _call_name(name: str) -> str:
+def call_name(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("_")) + "Call"
 
 
@@ -135,8 +138,8 @@ def source(name: str) -> str:
     """The operator's host code and kernels, with functions that ctypes can call."""
     fields = [field for field, _ in call_struct(name)._fields_]
     parts = [f'#include "cuda/{path.name}"\n' for path in sorted((CSRC / "cuda").glob(f"{name}*.cu"))]
-    memories = [MEMORY_ENTRY.format(memory=memory, call=_call_name(name)) for memory in MEMORIES if memory in fields]
-    return "".join([*parts, ENTRY.format(name=name, call=_call_name(name)), *memories])
+    memories = [MEMORY_ENTRY.format(memory=memory, call=call_name(name)) for memory in MEMORIES if memory in fields]
+    return "".join([*parts, ENTRY.format(name=name, call=call_name(name)), *memories])
 
 
 @functools.cache
@@ -161,30 +164,32 @@ def opened(path: Path) -> ctypes.CDLL:
 def call_struct(name: str) -> type[ctypes.Structure]:
     """The Call struct of an operator, as its header declares it."""
     text = re.sub(r"//.*", "", (CSRC / "cuda" / f"{name}.h").read_text())
-    body = re.search(rf"struct {_call_name(name)} {{(.*?)}};", text, re.DOTALL)
-    assert body, f"no struct {_call_name(name)} in {name}.h"
+    body = re.search(rf"struct {call_name(name)} {{(.*?)}};", text, re.DOTALL)
+    assert body, f"no struct {call_name(name)} in {name}.h"
     fields: list[tuple[str, Any]] = []
     for declaration in filter(None, (part.strip() for part in body[1].split(";"))):
         kind, names = re.fullmatch(r"((?:const )?\w+\s*\*?)\s*([\w, ]+)", declaration).groups()  # type: ignore[union-attr]
         ctype = ctypes.c_void_p if "*" in kind else SCALARS[kind.strip()]
         fields += [(field.strip(), ctype) for field in names.split(",")]
-    return type(_call_name(name), (ctypes.Structure,), {"_fields_": fields})
+    return type(call_name(name), (ctypes.Structure,), {"_fields_": fields})
 
 
 class Watched(ctypes.Structure):
-    """An operand's memory and, after the call, how many bytes of it the kernels read and wrote."""
+    """An operand's memory; after the call, how many bytes of it the kernels read and wrote, in how many accesses."""
 
     _fields_ = (
         ("begin", ctypes.c_uint64),
         ("size", ctypes.c_uint64),
         ("loaded", ctypes.c_int64),
         ("stored", ctypes.c_int64),
+        ("accesses", ctypes.c_int64),
     )
 
 
 class Traffic(NamedTuple):
     loaded: int  # bytes
     stored: int
+    accesses: int = 0
 
 
 def fill(name: str, values: dict[str, Any]) -> ctypes.Structure:
@@ -208,6 +213,13 @@ def fill(name: str, values: dict[str, Any]) -> ctypes.Structure:
     return call
 
 
+def memory_sizes(name: str, call: ctypes.Structure, threads: int, library: ctypes.CDLL | None = None) -> dict[str, int]:
+    """Bytes of each of MEMORIES that a call asks for, with at most `threads` threads in a block."""
+    library = library or _library(name)
+    asked = [memory for memory in MEMORIES if hasattr(call, memory)]
+    return {memory: int(getattr(library, f"{memory}_bytes")(ctypes.byref(call), threads)) for memory in asked}
+
+
 _traffic: dict[str, dict[str, Traffic]] = {}
 
 
@@ -224,19 +236,19 @@ def emulated(
     library, operator = library or _library(name), OPERATORS[name]
     values = dict(zip((*operator.argument_names, *operator.out_names), operands, strict=True))
     call = fill(name, values)
-    for memory, content in MEMORIES.items():
-        if hasattr(call, memory):
-            size = getattr(library, f"{memory}_bytes")(ctypes.byref(call))
-            values[memory] = torch.full((size,), content, dtype=torch.uint8)
-            setattr(call, memory, values[memory].data_ptr())
+    for memory, size in memory_sizes(name, call, threads, library).items():
+        values[memory] = torch.full((size,), MEMORIES[memory], dtype=torch.uint8)
+        setattr(call, memory, values[memory].data_ptr())
     tensors = {label: value for label, value in values.items() if isinstance(value, Tensor)}
-    watched = (Watched * len(tensors))(*((t.data_ptr(), t.numel() * t.element_size(), 0, 0) for t in tensors.values()))
+    watched = (Watched * len(tensors))(
+        *((t.data_ptr(), t.numel() * t.element_size(), 0, 0, 0) for t in tensors.values())
+    )
     message = library.run(ctypes.byref(call), seed, threads, watched, len(tensors), grid_limit)
     if message:
         raise EmulatorError(message.decode())
     if "tickets" in values:
         assert not values["tickets"].any(), f"{name}: its tickets are not zero again"
-    _traffic[name] = {label: Traffic(w.loaded, w.stored) for label, w in zip(tensors, watched, strict=True)}
+    _traffic[name] = {label: Traffic(w.loaded, w.stored, w.accesses) for label, w in zip(tensors, watched, strict=True)}
     return 0
 
 
@@ -250,8 +262,8 @@ def launches(name: str) -> int:
     return int(_library(name).launches())
 
 
-def run_emulated(name: str, *args: Any, seed: int = 0, threads: int = 0) -> tuple[Tensor, ...]:
+def run_emulated(name: str, *args: Any, **how: Any) -> tuple[Tensor, ...]:
     """The operator behind the contract's own checks, computed by its emulated CUDA body; always a tuple."""
-    body = functools.partial(emulated, name, seed=seed, threads=threads)
+    body = functools.partial(emulated, name, **how)
     out = implementation(OPERATORS[name], body, check_values=False)(*args)
     return out if isinstance(out, tuple) else (out,)

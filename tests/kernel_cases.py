@@ -400,13 +400,15 @@ WILD = (2**62, -(2**62), 2**31, -2)
 
 def _wild(case: Case) -> Iterator[Case]:
     """The case with indices and labels beyond its operands, each vector by itself and then all of them."""
-    vectors = {}
+    vectors: dict[str, Tensor] = {}
     for name, limit in case.limits().items():
-        vectors[name] = case[name].clone()
-        places = slice(1 + len(vectors), None, 2)  # not always the same rows, and some stay as they were
-        beyond = torch.tensor((limit, *WILD))[: len(vectors[name][places])]
-        vectors[name][places][: len(beyond)] = beyond
-    for changed in [[name] for name in vectors] + [list(vectors)]:
+        vector = case[name].clone()
+        places = vector[2 + len(vectors) :: 2]  # not always the same rows, and some stay as they were
+        beyond = torch.tensor((limit, *WILD))[: len(places)]
+        places[: len(beyond)] = beyond
+        if len(beyond):
+            vectors[name] = vector
+    for changed in [[name] for name in vectors] + [list(vectors)] * (len(vectors) > 1):
         args = dict(case.named) | {name: vectors[name] for name in changed}
         yield Case(case.name, f"{case.label}-wild-{'+'.join(changed)}", tuple(args.values()), case.offset)
 
@@ -415,5 +417,4 @@ def wild_cases(name: str) -> Iterator[Case]:
     """Indices and labels that the contract refuses, for bodies that look at no values; the reference knows what comes
     of them: see `run_reference`."""
     for case in cases(name, "quick"):
-        if case.limits():
-            yield from _wild(case)
+        yield from _wild(case)

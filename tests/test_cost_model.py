@@ -80,5 +80,8 @@ def test_counts_come_from_the_kernels(norm: str) -> None:
 
 
 def test_a_large_row_takes_three_launches_in_l2() -> None:
-    """It is read for the norm of the gradient, for that of the displacement, and for the step: 8 passes."""
-    assert fastsal_costs("L2", (64, 3, 224, 224), 10)["pgd_step"] == Cost(3, 8 * 4 * 3 * 224 * 224)
+    """It is read for the norm of the gradient, for that of the displacement, and for the step: 8 passes, and what the
+    first two leave in the workspace, about a hundredth."""
+    cost, passes = fastsal_costs("L2", (64, 3, 224, 224), 10)["pgd_step"], 8 * 4 * 3 * 224 * 224
+    assert cost.launches == 3
+    assert passes <= cost.bytes <= 1.01 * passes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulated import Watched, build
+from emulated import Watched, build, run_emulated
 from torch import Tensor
 
 SOURCE = Path(__file__).parent / "emulator" / "wrong_kernels.cpp"
@@ -27,7 +27,7 @@ def library() -> ctypes.CDLL:
 def run(kernel: str, kind: int = 0, blocks: int = 1, threads: int = 64, seed: int = 0) -> tuple[str, Tensor]:
     """What the emulator said, and the output, which was full of -1."""
     out, counter = torch.full((4 * blocks * threads,), -1.0), torch.zeros(1)
-    watched = (Watched * 2)((out.data_ptr(), 4 * out.numel(), 0, 0), (counter.data_ptr(), 4, 0, 0))
+    watched = (Watched * 2)((out.data_ptr(), 4 * out.numel(), 0, 0, 0), (counter.data_ptr(), 4, 0, 0, 0))
     pointers = out.data_ptr(), counter.data_ptr()
     said = library().run_wrong(kernel.encode(), kind, blocks, threads, seed, *pointers, watched, 2)
     return said.decode(), out[: blocks * threads]
@@ -61,6 +61,9 @@ def test_a_missing_barrier_shows() -> None:
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["static", "dynamic"])
 def test_shared_memory_is_nan_in_every_block(kind: int) -> None:
+    """Also where another operator's library was loaded first, which has shared memory of its own."""
+    flag, row = torch.zeros(1, dtype=torch.bool), torch.zeros(1, 4)
+    run_emulated("retire", row, row, flag, flag, None, None, row.clone(), torch.zeros(1, dtype=torch.int64), 1, False)
     said, found = run("unwritten", kind, blocks=3, threads=32)
     assert said == "" and found.isnan().all()
 

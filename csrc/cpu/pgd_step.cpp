@@ -53,7 +53,7 @@ struct Step {
     }
   }
   FASTSAL_ROW void l1(int64_t begin, int64_t end) const {
-    std::vector<double> delta(static_cast<size_t>(size));
+    std::vector<double> scratch(static_cast<size_t>(l1_scratch(size)));
     const auto offset = [&](int64_t i) FASTSAL_LAMBDA { return layout.offset(i); };
     const auto logical = [&](int64_t i) FASTSAL_LAMBDA { return layout.logical(i); };
     for (int64_t j = begin; j < end; ++j) {
@@ -62,7 +62,7 @@ struct Step {
       const int64_t slot = rows_.of(j) * size;
       const StepFlags flags =
           l1_step_row(x + sample * size, x_adv + slot, grad + slot, next + j * size, size, eps.of(sample),
-                      alpha.of(sample), topk, box, delta.data(), offset, logical);
+                      alpha.of(sample), topk, box, scratch.data(), offset, logical);
       nonfinite[j] = flags.nonfinite;
       if (flags.outside) outside->store(true, std::memory_order_relaxed);
     }

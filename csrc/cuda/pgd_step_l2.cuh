@@ -95,13 +95,13 @@ struct L2Sums {
         segments(segments_) {}
 
   __device__ __forceinline__ void put(SquareParts* parts, const Segment& part, const SquareParts& total) const {
-    if (threadIdx.x == 0) parts[part.j * segments + part.first / kSegment] = total;
+    if (threadIdx.x == 0) write(parts + part.j * segments + part.first / kSegment, total);
   }
   // Over the segments of row j; the same in each of its blocks.
   template <class Squares>
   __device__ __forceinline__ RowNorm norm(const SquareParts* parts, int64_t j) const {
     Squares squares;
-    for (int64_t s = threadIdx.x; s < segments; s += blockDim.x) squares.add(parts[j * segments + s]);
+    for (int64_t s = threadIdx.x; s < segments; s += blockDim.x) squares.add(read(parts + j * segments + s));
     return norm_of(squares.total());
   }
 };

@@ -95,7 +95,7 @@ struct StepSegment {
       : x(static_cast<const T*>(call.x) + row.sample * call.size + first_),
         x_adv(static_cast<const T*>(call.x_adv) + row.slot * call.size + first_),
         grad(call, row.slot * call.size + first_), next(static_cast<T*>(call.next_out) + j * call.size + first_),
-        box(call, first_), first(first_), length(length_), vector(vector_) {}
+        box(call, first_, length_), first(first_), length(length_), vector(vector_) {}
 
   __device__ __forceinline__ int turns() const {
     const int turn = int(blockDim.x) * group;

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
   const T eps = per_sample<T>(call.eps, call.eps_count, row.sample);
   const T* x = static_cast<const T*>(call.x) + row.sample * call.size + part.first;
   T* start = static_cast<T*>(call.start_out) + part.j * call.size + part.first;
-  const Box<T, RandomStartCall> box(call, part.first);
+  const Box<T, RandomStartCall> box(call, part.first, part.length);
   const RowOrder order(call);
 #pragma unroll 1
   for (int i = int(threadIdx.x) * group; i < part.length; i += int(blockDim.x) * group) {
@@ -150,7 +150,8 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
   const StartRow row(call, part.j);
   if (!row.real) return;
   const double sum = noise_sum(call, row, part.first, part.length);
-  if (threadIdx.x == 0) static_cast<double*>(call.workspace)[part.j * segments + first_segment + blockIdx.y] = sum;
+  double* sums = static_cast<double*>(call.workspace) + part.j * segments;
+  if (threadIdx.x == 0) write(sums + first_segment + blockIdx.y, sum);
 }
 
 template <class T>
@@ -162,7 +163,7 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
   if (!row.real) return;
   const double* sums = static_cast<const double*>(call.workspace) + part.j * segments;
   Sum<true> sum;
-  for (int64_t s = threadIdx.x; s < segments; s += blockDim.x) sum.add(sums[s]);
+  for (int64_t s = threadIdx.x; s < segments; s += blockDim.x) sum.add(read(sums + s));
   const double scale = start_scale<T>(call, row, block_sum(sum.sum, lanes));
   scaled_start<T>(call, row, part.j, part.first, part.length, scale, vector);
 }

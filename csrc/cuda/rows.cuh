@@ -12,14 +12,14 @@ namespace fastsal {
 template <class V>
 __device__ __forceinline__ V read(const V* at) {
 #if defined(FASTSAL_EMULATED)
-  emulator::touched(at, sizeof(V), false);
+  emulator::touched(at, false);
 #endif
   return *at;
 }
 template <class V>
 __device__ __forceinline__ void write(V* at, const V& v) {
 #if defined(FASTSAL_EMULATED)
-  emulator::touched(at, sizeof(V), true);
+  emulator::touched(at, true);
 #endif
   *at = v;
 }
@@ -140,12 +140,12 @@ class Bounds {
   T low_, high_;
 };
 
-// The box of the elements from `first` on, fewer than 2^30 of them, by where they lie in memory.
+// The box of `length` elements from `first` on, fewer than 2^30, by where they lie in memory. Beyond them: any box.
 template <class T, class Call>
 class Box {
  public:
-  __device__ __forceinline__ Box(const Call& call, int64_t first)
-      : call_(call), bounds_(call), shift_(0), start_(0), divisor_(1) {
+  __device__ __forceinline__ Box(const Call& call, int64_t first, int length)
+      : call_(call), bounds_(call), shift_(0), start_(0), divisor_(1), length_(length) {
     if (!bounds_.low_by_channel() && !bounds_.high_by_channel()) return;
     // a period: the places of a channel, or the channels of a place
     const int64_t period = call.channels_last ? call.channels : call.places;
@@ -167,6 +167,7 @@ class Box {
  private:
   static constexpr int64_t kFew = int64_t(1) << 30;
   __device__ __forceinline__ int64_t channel(int i) const {
+    if (i >= length_) return 0;
     const uint32_t place = start_ + uint32_t(i), ended = place / divisor_;
     return shift_ + (call_.channels_last ? place - int64_t(ended) * call_.channels : ended);
   }
@@ -174,6 +175,7 @@ class Box {
   Bounds<T, Call> bounds_;
   int64_t shift_;
   uint32_t start_, divisor_;
+  int length_;
 };
 
 // Where an element lies in memory, and which it is in row-major order.

@@ -77,16 +77,16 @@ FASTSAL_ROW T l1_point(T clean, double delta, double kept, T low, T high) {
 // Finds the least shrink >= 0 at which mass(shrink), the sum of l1_kept over a row, is at most `limit` (to 2^-30 of
 // it): compute the mass at `probe` and how many elements fall there, report, until `done`; the answer is `probe`, and
 // the mass reported for it was at most `limit`. The mass is piecewise linear and falls, neither convex nor concave.
-// Newton's step lands on the limit once the bracket is linear; chord and midpoint narrow it where Newton does not.
+// Newton's step from below lands on the limit once the bracket is linear; where it leads too far, chord and midpoint.
 struct ShrinkSearch {
   double limit, aim, below, above, mass_below, mass_above, falling_below, probe;  // mass(below) > limit >= mass(above)
   int passes;
-  bool done;
+  bool done, overshot;
 
   // `largest`: of the magnitudes, so that nothing is kept there
   FASTSAL_ROW ShrinkSearch(double limit_, double largest)
       : limit(limit_), aim(limit_ * (1 - 0x1p-32)), below(0), above(largest), mass_below(0), mass_above(0),
-        falling_below(0), probe(0), passes(0), done(false) {}
+        falling_below(0), probe(0), passes(0), done(false), overshot(false) {}
 
   FASTSAL_ROW void report(double mass, double falling) {
     const bool inside = mass <= limit;  // an overflow or a NaN is not
@@ -102,20 +102,24 @@ struct ShrinkSearch {
       mass_below = mass;
       falling_below = falling;
     }
+    overshot = inside;
     ++passes;
     probe = next_probe();
     done = probe == above;
   }
 
  private:
+  FASTSAL_ROW bool within(double v) const { return v > below && v < above; }
   FASTSAL_ROW double next_probe() const {
     if (limit == 0) return above;
-    double next = below;
-    if (passes % 3 == 1) next = below + (mass_below - aim) / falling_below;
-    if (passes % 3 == 2) next = below + (mass_below - aim) * ((above - below) / (mass_below - mass_above));
-    if (next > below && next < above && passes < 60) return next;
-    next = below + (above - below) / 2;
-    if (next > below && next < above && passes < 60) return next;
+    if (passes < 60) {
+      const double newton = below + (mass_below - aim) / falling_below;
+      const double chord = below + (mass_below - aim) * ((above - below) / (mass_below - mass_above));
+      const double next = overshot ? chord : newton;
+      if (passes % 8 != 7 && within(next)) return next;
+      const double middle = below + (above - below) / 2;
+      if (within(middle)) return middle;
+    }
     // halving the number of floats in between ends at two neighbours, whatever the magnitudes
     const uint64_t least = bits_of<uint64_t>(below), most = bits_of<uint64_t>(above);
     return most - least > 1 ? bits_of<double>(least + (most - least) / 2) : above;
@@ -175,16 +179,47 @@ FASTSAL_ROW auto l1_choose(GradientKeys<G> keys, typename GradientKeys<G>::Key l
   return choice;
 }
 
-// x_adv + alpha shared by the topk largest gradients, then the closest point of ball and box. `delta` has room for the
-// row. `offset(i)` and `logical(i)` translate a row-major index to one in memory and back.
+// The elements that are not where they should stay, one after the other, with zeros up to a multiple of 16.
+struct Displaced {
+  double *magnitudes, *rooms;
+  int64_t count;
+
+  FASTSAL_ROW double largest() const {
+    uint64_t most = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const uint64_t key = magnitude_key(magnitudes[i]);
+      most = key > most ? key : most;
+    }
+    return bits_of<double>(most);
+  }
+  template <bool compensated>
+  FASTSAL_ROW void measure(ShrinkSearch& search) const {
+    LaneSum<compensated> kept;
+    double falling[kLanes] = {};
+    const double shrink = search.probe;
+    for (int64_t i = 0; i < count; i += kLanes)
+      for (int64_t l = 0; l < kLanes; ++l) {
+        const double magnitude = magnitudes[i + l], room = rooms[i + l];
+        kept.add(l, l1_kept(magnitude, shrink, room));
+        falling[l] += l1_falls(magnitude, shrink, room) ? 1.0 : 0.0;
+      }
+    search.report(kept.total(), fold(falling));
+  }
+};
+
+// The row scratch that l1_step_row needs, in doubles.
+FASTSAL_ROW int64_t l1_scratch(int64_t size) { return 3 * size + 2 * kLanes; }
+
+// x_adv + alpha shared by the topk largest gradients, then the closest point of ball and box. `offset(i)` and
+// `logical(i)` translate a row-major index to one in memory and back.
 template <class T, class X, class A, class G, class O, class Box, class Offset, class Logical>
 FASTSAL_ROW StepFlags l1_step_row(X x, A x_adv, G grad, O next, int64_t size, T eps, T alpha, int64_t topk, Box box,
-                                  double* delta, Offset offset, Logical logical) {
+                                  double* scratch, Offset offset, Logical logical) {
   const GradientKeys<G> keys{grad, size};
   using Key = typename GradientKeys<G>::Key;
   const Key largest = keys.largest();
   const bool finite = largest < (sizeof(Key) == 8 ? Key(0x7ff0000000000000ull) : Key(0x7f800000u));
-  double reach = 0;
+  double* delta = scratch;
   if (finite && size > 0) {
     const L1Choice<Key> choice = l1_choose(keys, largest, topk, offset);
     const double share = double(alpha) / double(choice.moving > 0 ? choice.moving : 1);
@@ -200,28 +235,22 @@ FASTSAL_ROW StepFlags l1_step_row(X x, A x_adv, G grad, O next, int64_t size, T 
   } else {
     for (int64_t i = 0; i < size; ++i) delta[i] = displacement_at_rest(T(x[i]), T(x_adv[i]));
   }
-  for (int64_t i = 0; i < size; ++i) {
-    const double magnitude = fabs(delta[i]);
-    reach = magnitude > reach ? magnitude : reach;
-  }
-  const auto room = [&](int64_t i) FASTSAL_LAMBDA { return l1_room(T(x[i]), delta[i], box.low(i), box.high(i)); };
-  ShrinkSearch search(inner_radius(eps), reach);
-  while (!search.done) {
-    LaneSum<sizeof(T) == 8> kept;
-    LaneSum<false> falling;
-    const double shrink = search.probe;
-    for_lanes(size, [&](int64_t l, int64_t i) FASTSAL_LAMBDA {
-      const double magnitude = fabs(delta[i]), here = room(i);
-      kept.add(l, l1_kept(magnitude, shrink, here));
-      falling.add(l, double(l1_falls(magnitude, shrink, here)));
-    });
-    search.report(kept.total(), falling.total());
-  }
   using Mask = typename Bits<T>::Unsigned;
   Mask outside = 0;
+  Displaced displaced{scratch + size, scratch + 2 * size + kLanes, 0};
   for (int64_t i = 0; i < size; ++i) {
     const T clean = x[i], low = box.low(i), high = box.high(i);
     outside |= Mask(outside_box(clean, low, high));
+    displaced.magnitudes[displaced.count] = fabs(delta[i]);
+    displaced.rooms[displaced.count] = l1_room(clean, delta[i], low, high);
+    displaced.count += fabs(delta[i]) > 0;
+  }
+  for (; displaced.count % kLanes != 0; ++displaced.count)
+    displaced.magnitudes[displaced.count] = displaced.rooms[displaced.count] = 0;
+  ShrinkSearch search(inner_radius(eps), displaced.largest());
+  while (!search.done) displaced.template measure<sizeof(T) == 8>(search);
+  for (int64_t i = 0; i < size; ++i) {
+    const T clean = x[i], low = box.low(i), high = box.high(i);
     const double kept = l1_kept(fabs(delta[i]), search.probe, l1_room(clean, delta[i], low, high));
     next[i] = l1_point(clean, delta[i], kept, low, high);
   }

@@ -110,10 +110,10 @@ struct Launch {
   size_t dynamic_shared;
 };
 
-// Memory that a test handed over, and how many bytes of it the kernels read and wrote.
+// Memory that a test handed over, how many bytes of it the kernels read and wrote, and in how many accesses.
 struct Watched {
   uint64_t begin, size;
-  int64_t loaded, stored;
+  int64_t loaded, stored, accesses;
 };
 
 class Random {
@@ -136,7 +136,6 @@ inline thread_local unsigned char shared_mark;
 struct Machine {
   std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
   unsigned char* stacks = nullptr;
-  ucontext_t scheduler{};
   jmp_buf back{};
   void* scheduler_fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
@@ -192,12 +191,13 @@ __attribute__((noinline)) inline void run_thread(unsigned t) {
   }
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&m.scheduler_fake_stack, m.stacks + t * kStack, kStack);
-  swapcontext(&m.scheduler, &fiber.start);
+#endif
+  if (!_setjmp(m.back)) {
+    if (first) setcontext(&fiber.start);
+    _longjmp(fiber.resume, 1);  // no system call, unlike swapcontext
+  }
+#if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(m.scheduler_fake_stack, nullptr, nullptr);
-#else
-  if (_setjmp(m.back)) return;
-  if (first) setcontext(&fiber.start);
-  _longjmp(fiber.resume, 1);  // no system call, unlike swapcontext
 #endif
 }
 
@@ -207,10 +207,10 @@ __attribute__((noinline)) inline void leave() {
   Fiber& fiber = m.fibers[m.current];
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&fiber.fake_stack, m.scheduler_stack, m.scheduler_stack_size);
-  swapcontext(&fiber.start, &m.scheduler);
-  __sanitizer_finish_switch_fiber(fiber.fake_stack, &m.scheduler_stack, &m.scheduler_stack_size);
-#else
+#endif
   if (!_setjmp(fiber.resume)) _longjmp(m.back, 1);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fiber.fake_stack, &m.scheduler_stack, &m.scheduler_stack_size);
 #endif
 }
 
@@ -435,19 +435,22 @@ T shuffle(const char* operation, unsigned mask, T value, unsigned source, const 
   return value;
 }
 
-// A kernel reads or writes `size` bytes in one access.
-inline void touched(const void* at, size_t size, bool write) {
+// A kernel reads or writes a V in one access.
+template <class V>
+void touched(const V* at, bool write) {
   Machine& m = machine();
   const uint64_t address = reinterpret_cast<uintptr_t>(at);
+  constexpr size_t size = sizeof(V);
   const auto fail = [&](const char* what) {
     fail_here((write ? "writes " : "reads ") + std::to_string(size) + " bytes " + what);
   };
-  if (address % (size < 16 ? size : 16)) fail("off their alignment");
+  if (address % alignof(V)) fail("off their alignment");
   for (size_t i = 0; i < m.watched_count; ++i) {
     Watched& memory = m.watched[i];
     if (address < memory.begin || address - memory.begin >= memory.size) continue;
     if (size > memory.size - (address - memory.begin)) break;
     (write ? memory.stored : memory.loaded) += int64_t(size);
+    ++memory.accesses;
     return;
   }
   if (m.watched_count) fail("outside of every operand");

@@ -134,7 +134,7 @@ __global__ void beyond(float* out, int kind) {
 }
 
 __global__ void reads(float* out, const float* from, int offset) {
-  emulator::touched(reinterpret_cast<const char*>(from) + offset, 4, false);
+  emulator::touched(reinterpret_cast<const float*>(reinterpret_cast<const char*>(from) + offset), false);
   out[threadIdx.x] = from[0];
 }
 

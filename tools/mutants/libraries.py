@@ -191,8 +191,8 @@ def build(into: Path, wanted: Iterable[Target], texts: dict[str, str], jobs: int
 
 def _complaints(target: Target, tree: Tree, files: dict[str, Switched]) -> tuple[set[Site], str]:
     """The places at which the compiler complains, and what it says."""
-    command = target.command(tree.csrc, True, "-fsyntax-only", "-fmax-errors=0")
-    outcome = _compiled([word for word in command if word != "-shared"], target.entry)
+    command = target.command(tree.csrc, True, "-fsyntax-only", "-fmax-errors=0", "-Werror=vla")  # sizes stay constants
+    outcome = _compiled([word for word in command if word not in ("-shared", "-w")], target.entry)
     if not outcome.returncode:
         return set(), ""
     blamed: list[set[Site]] = [set(), set()]  # of the places themselves; of their lines

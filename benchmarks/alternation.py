@@ -1,0 +1,101 @@
+"""Contenders that take turns, in an order that rotates, so that whatever else the machine does meets all of them.
+
+What is claimed is the median over the turns of a ratio within one turn; the absolute times beside it say how the
+machine was doing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+import fastsal
+from benchmarks.step_inputs import last_level_cache
+from fastsal import backends
+
+try:
+    import resource
+except ImportError:  # Windows counts no page faults
+    resource = None  # type: ignore[assignment]
+
+TURNS = 20
+BLOCK = 0.02  # seconds that the calls of one contender in one turn take, at least
+Seconds = dict[str, list[float]]  # per contender, one per turn
+
+
+def alternate(calls: Mapping[str, Callable[[], object]], turns: int = TURNS) -> Seconds:
+    """Seconds per call of each contender in each turn."""
+    repeats = {}
+    for name, call in calls.items():
+        call()
+        begin = time.perf_counter()
+        call()
+        once = time.perf_counter() - begin
+        repeats[name] = max(1, math.ceil(BLOCK / max(once, 1e-7)))
+    seconds: Seconds = {name: [] for name in calls}
+    names = list(calls)
+    for turn in range(turns):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            call, count = calls[name], repeats[name]
+            begin = time.perf_counter()
+            for _ in range(count):
+                call()
+            seconds[name].append((time.perf_counter() - begin) / count)
+    return seconds
+
+
+def ratios(seconds: Seconds, of: str, to: str) -> list[float]:
+    return [a / b for a, b in zip(seconds[of], seconds[to], strict=True)]
+
+
+def median_ratio(seconds: Seconds, of: str, to: str) -> float:
+    """How often `to` fits into the time of `of`."""
+    return statistics.median(ratios(seconds, of, to))
+
+
+def ratio_with_quartiles(seconds: Seconds, of: str, to: str) -> str:
+    pairs = ratios(seconds, of, to)
+    if len(pairs) < 2:
+        return f"{pairs[0]:.2f}"
+    low, middle, high = statistics.quantiles(pairs, n=4)
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+
+def page_faults(call: Callable[[], object]) -> str:
+    """Page faults of one call, the mean of five."""
+    if resource is None:
+        return "not counted here"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        call()
+    return f"{(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 5:.0f}"
+
+
+def processor() -> str:
+    """The model, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def load_average() -> str:
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+def machine() -> str:
+    tier = "none" if backends.EXTENSION is None else backends.EXTENSION.cpu_tier()
+    return (
+        f"{processor()}, {os.cpu_count()} cores, last-level cache {last_level_cache() / 2**20:.0f} MiB; "
+        f"{torch.get_num_threads()} torch threads, instruction set {tier}; load average at the start {load_average()}. "
+        f"fastsal {fastsal.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}"
+    )

@@ -1,0 +1,37 @@
+"""The Triton kernels, interpreted in processes of their own, against the reference by the shared cases and rules."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastsal.operators import OPERATORS
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+PROGRAM = Path(__file__).parent / "triton_interpreted.py"
+LEAST = {"random_start": 40, "pgd_step": 90, "retire": 30}  # calls; fewer would mean that cases went missing
+
+
+def interpreted(name: str, size: str) -> tuple[int, list[str]]:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "FASTSAL_BACKEND": "reference"}
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), name, size], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    made, wrong = json.loads(done.stdout)
+    return made, wrong
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_interpreted_kernels_agree_with_the_reference(name: str) -> None:
+    made, wrong = interpreted(name, "quick")
+    assert wrong == []
+    assert made >= LEAST.get(name, 20)

@@ -39,7 +39,7 @@ demo: setup
 	  --out runs/demo --overwrite
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-mutants: setup
 	$(BIN)/python -m tools.mutants

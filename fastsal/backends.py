@@ -47,19 +47,14 @@ except ImportError as error:
 CHOICES = ("auto", "cpp", "cuda", "triton", "reference")
 
 
-def missing(body: str, operator: str | None = None) -> str:
-    """Why a body, or that of one operator, cannot run in this installation; empty where it can, given a device."""
+def missing(body: str) -> str:
+    """Why a body cannot run in this installation; empty where it can, given a device."""
     if body in ("cpp", "cuda") and EXTENSION is None:
         return f"the C++ extension is not there: {EXTENSION_MISSING}"
     if body == "cuda" and not EXTENSION.cuda_targets():
         return "the extension was built without CUDA sources"
-    registered = torch._C._dispatch_has_kernel_for_dispatch_key
-    if body == "cuda" and operator and not registered(f"fastsal_body::{operator}", "CUDA"):
-        return f"there is no CUDA kernel of {operator} yet"
     if body == "triton" and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if body == "triton" and operator and importlib.util.find_spec(f"fastsal.kernels.{operator}") is None:
-        return f"there is no Triton kernel of {operator} yet"
     return ""
 
 
@@ -79,12 +74,9 @@ def candidates(device_type: str) -> tuple[str, ...]:
 
 def bodies(device_type: str) -> dict[str, str]:
     """Name of the body that each operator runs on `device_type`."""
+    able = [body for body in candidates(device_type) if not missing(body)]
     requested = _requested()
-    chosen = {}
-    for operator in OPERATORS:
-        able = [body for body in candidates(device_type) if not missing(body, operator)]
-        chosen[operator] = requested if requested in able else able[0]
-    return chosen
+    return dict.fromkeys(OPERATORS, requested if requested in able else able[0])
 
 
 def _reference_body(operator: Operator) -> Body:

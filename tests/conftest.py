@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from fastsal.data import load
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device")  # also where no pyproject.toml is beside tests/
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:  # processes share the cores: threads that wait for each other cost more than they bring
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 class Trained(NamedTuple):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -91,6 +93,18 @@ def test_a_choice_that_cannot_be_met_is_refused_at_import(requested: str, messag
         pytest.skip("the CUDA bodies are built here")
     outcome = started_with(requested)
     assert outcome.returncode != 0 and message in outcome.stderr
+
+
+def test_every_operator_has_a_body_of_every_kind() -> None:
+    """As the sources bind them: Triton by the name of a file, C++ and CUDA in a list each."""
+    top = Path(__file__).parent.parent
+    if not (top / "csrc").is_dir():
+        pytest.skip("tested without the repository around it: there is no csrc/ beside tests/")
+    for source in ("csrc/module.cpp", "csrc/cuda/bindings.cpp"):
+        bound = re.findall(r'm\.impl\("(\w+)", TORCH_BOX\(&fastsal::(\w+)\)\)', (top / source).read_text())
+        assert sorted(bound) == sorted((name, name) for name in OPERATORS)
+    for name in OPERATORS:
+        assert "\ndef launch(" in (top / "kernels" / f"{name}.py").read_text()
 
 
 def test_plain_torch_on_request_is_no_cause_for_a_warning() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import fastsal
-from benchmarks.step_inputs import last_level_cache
+from benchmarks.batches import last_level_cache
 from fastsal import backends
 
 try:

@@ -1,36 +1,33 @@
-"""Fixtures of the benchmarks: batches of each size, made once, and the bytes a call is charged with."""
+"""What the benchmarks share: how many turns, and the table at the end of a run."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 import pytest
 
-from benchmarks.step_inputs import SIZES, Rotation
+from benchmarks.alternation import TURNS, machine
+from benchmarks.kernel_report import LEGEND, Measured, plain_table
 
-rotation = cache(Rotation)
+MEASURED = pytest.StashKey[list[Measured]]()
 
 
-@pytest.fixture(params=SIZES.values(), ids=SIZES.keys(), scope="session")
-def batches(request: pytest.FixtureRequest) -> Rotation:
-    return rotation(request.param)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--turns", type=int, default=TURNS, help="alternations of a contest (default %(default)s)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[MEASURED] = []
 
 
 @pytest.fixture
-def timed(benchmark: Any) -> Callable[..., Any]:
-    """timed(group, moved_bytes, function): times it, and notes GB/s by the bytes that a fused operator has to move."""
+def turns(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--turns"))
 
-    def run(group: str, moved: int, function: Callable[[], Any]) -> Any:
-        benchmark.group = group
-        out = benchmark(function)
-        if benchmark.stats:
-            benchmark.extra_info["GB/s"] = round(moved / benchmark.stats["median"] / 1e9, 2)
-        return out
 
-    return run
+@pytest.fixture
+def summary(request: pytest.FixtureRequest) -> list[Measured]:
+    return request.config.stash[MEASURED]
 
 
 @pytest.fixture
@@ -38,3 +35,12 @@ def compiler() -> None:
     """For torch.compile, which writes C++ on a CPU."""
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         pytest.skip("torch.compile needs a C++ compiler, and none is on the PATH")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    measured = config.stash[MEASURED]
+    if measured:
+        terminalreporter.section("kernels: GB/s and ratios")
+        terminalreporter.write_line(f"{machine()}. {LEGEND}")
+        for line in plain_table(measured):
+            terminalreporter.write_line(line)

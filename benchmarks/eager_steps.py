@@ -8,6 +8,9 @@ inwards, these do not). Row passes count each full-size operand that a statement
 
 A fused step needs 4: read x, x_adv and grad, write the next point.
 
+The starts draw from torch's generator, so they make other noise of the same distribution. For the L1 step, which few
+libraries have, the statement is fastsal.reference run eagerly.
+
 The losses are the functions of torch that one would take, forward, and backward through autograd. They return the
 gradients alone: losses per row and the flags, which the operators return as well, would come on top.
 """
@@ -55,6 +58,18 @@ def l2_in_place(x: Tensor, x_adv: Tensor, grad: Tensor, eps: float, alpha: float
 
 def linf_start(x: Tensor, eps: float) -> Tensor:
     return torch.clamp(x + torch.empty_like(x).uniform_(-eps, eps), 0, 1)
+
+
+def l2_start(x: Tensor, eps: float) -> Tensor:
+    noise = torch.randn_like(x)
+    reach = torch.rand(len(x)) ** (1 / x[0].numel()) / noise.flatten(1).norm(dim=1)
+    return torch.clamp(x + eps * noise * _per_row(reach, x), 0, 1)
+
+
+def l1_start(x: Tensor, eps: float) -> Tensor:
+    magnitude, sign = torch.empty_like(x).exponential_(), (torch.rand_like(x) - 0.5).sign()
+    total = magnitude.flatten(1).sum(dim=1) + torch.empty(len(x)).exponential_()
+    return torch.clamp(x + eps * sign * magnitude / _per_row(total, x), 0, 1)
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor]:

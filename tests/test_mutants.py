@@ -19,7 +19,7 @@ if sys.platform == "win32":
 sys.path.insert(0, str(ROOT))
 
 from tools.mutants import cpp, libraries, python, survivors, trial  # noqa: E402
-from tools.mutants.mutation import Mutation, Outcome, Switched  # noqa: E402
+from tools.mutants.mutation import Choice, Mutation, Outcome, Switched  # noqa: E402
 
 
 def cpp_texts(source: str, rule: str | None = None) -> set[str]:
@@ -225,6 +225,18 @@ def test_a_listed_survivor_needs_its_reason_and_a_stale_one_fails() -> None:
         survivors.read("a.h: line 0; [+ to -]\n")
     # a run over other files leaves the entries of this one alone
     assert survivors.Report.of([], ["b.h"], survivors.read(text)).stale == []
+
+
+def test_a_sample_is_fixed_by_the_keys_and_asks_only_for_what_it_tried() -> None:
+    keys = [f"a.h: line {number}; [+ to -]" for number in range(1000)]
+    some, more = ({key for key in keys if key in Choice(share)} for share in (0.25, 0.5))
+    assert some < more and 200 < len(some) < 300
+    assert [key for key in keys[:16] if key in some] == [keys[at] for at in (3, 10, 13, 15)]  # on every machine
+    left_out = next(key for key in keys if key not in some)
+    reasons = dict.fromkeys([*sorted(some)[:1], left_out], "listed")
+    report = survivors.Report.of([], ["a.h"], reasons, Choice(0.25))
+    assert report.stale == sorted(some)[:1]
+    assert [key for key in keys if key in Choice(named=frozenset(keys[:1]))] == keys[:1]
 
 
 def test_less_than_95_per_cent_fails() -> None:

@@ -1,7 +1,8 @@
 """python -m tools.mutants: mutates csrc/rows, csrc/cuda and kernels, and fails where a mutant survives unexplained.
 
-Every match of every rule is tried; nothing is sampled. Known survivors and the reasons for them stand in
-tools/mutants/survivors.txt: one that is missing there fails the command, and so does one that is caught or gone.
+Every match of every rule is tried, or with --share a sample that is the same on every machine. Known survivors and the
+reasons for them stand in tools/mutants/survivors.txt: one that is missing there fails the command, and so does one that
+is caught or gone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ os.environ["FASTSAL_BACKEND"] = "reference"  # the bodies that are tried are not
 import torch
 
 from tools.mutants import compiled, libraries, survivors, triton
-from tools.mutants.mutation import Outcome
+from tools.mutants.mutation import Choice, Outcome
 
 BEGIN = time.monotonic()
 
@@ -33,11 +34,14 @@ def say(message: str) -> None:
     print(f"[{time.monotonic() - BEGIN:5.0f} s] {message}", file=sys.stderr, flush=True)
 
 
-def told(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-    """The same, with a word now and then about how far it is."""
+def told(outcomes: Iterator[Outcome], log: Path | None) -> Iterator[Outcome]:
+    """The same, with a word now and then about how far it is, and a line in the log for each."""
     last = time.monotonic()
     for number, outcome in enumerate(outcomes, 1):
         yield outcome
+        if log is not None:
+            with log.open("a", encoding="utf-8") as file:
+                print(outcome.state, outcome.mutation.key, outcome.by, sep="\t", file=file)
         if time.monotonic() - last > 60:
             last = time.monotonic()
             say(f"{number} mutants tried, now in {outcome.mutation.path}")
@@ -49,6 +53,11 @@ def main() -> int:
     )
     parser.add_argument("files", nargs="*", help="mutate these alone (default: all)")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default: 2)")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="try this share of the mutants, by the hash of their keys"
+    )
+    parser.add_argument("--named", type=Path, help="try those alone that this file names, written like survivors.txt")
+    parser.add_argument("--log", type=Path, help="append what became of each mutant to this file, as they come")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # Triton's interpreter, at every NaN
@@ -63,14 +72,19 @@ def main() -> int:
     if given.files:
         cpp = {path: text for path, text in cpp.items() if path in given.files}
         python = {path: text for path, text in python.items() if path in given.files}
+    named = frozenset(survivors.read(given.named.read_text(encoding="utf-8"))) if given.named else None
+    choice = Choice(given.share, named)
     with tempfile.TemporaryDirectory(prefix="fastsal-mutants-") as folder:
         parts: list[Iterator[Outcome]] = []
         if cpp:
-            parts.append(compiled.outcomes(cpp, libraries.targets(), Path(folder), given.jobs, say))
+            parts.append(compiled.outcomes(cpp, libraries.targets(), choice, Path(folder), given.jobs, say))
         if python:
-            parts.append(triton.outcomes(python, triton.operators(), Path(folder) / "triton", given.jobs, say))
+            parts.append(triton.outcomes(python, triton.operators(), choice, Path(folder) / "triton", given.jobs, say))
         known = survivors.read(survivors.KNOWN.read_text(encoding="utf-8"))
-        report = survivors.Report.of(told(itertools.chain(*parts)), [*cpp, *python], known)
+        outcomes = told(itertools.chain(*parts), given.log)
+        report = survivors.Report.of(outcomes, [*cpp, *python], known, choice)
+    if given.share < 1:
+        print(f"a sample: {given.share:.0%} of the mutants, by the hash of their keys")
     print(report.table())
     print(report.listing())
     faults = report.faults()

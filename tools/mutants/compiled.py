@@ -12,7 +12,7 @@ from pathlib import Path
 from tools.mutants import libraries, trial
 from tools.mutants.calls import Check, checks
 from tools.mutants.libraries import Build, Library, Target, Tree
-from tools.mutants.mutation import Mutation, Outcome
+from tools.mutants.mutation import Choice, Mutation, Outcome
 from tools.mutants.order import Order
 
 NONE = -1  # the number of no mutation
@@ -32,10 +32,12 @@ class Measured:
         return trial.Step(self.check.label, lambda: self.check.problem(loaded), self.seconds)
 
 
-def outcomes(texts: dict[str, str], wanted: Sequence[Target], into: Path, jobs: int, say: Say) -> Iterator[Outcome]:
-    """What becomes of every mutation of `texts`; the checks are those of the targets."""
+def outcomes(
+    texts: dict[str, str], wanted: Sequence[Target], choice: Choice, into: Path, jobs: int, say: Say
+) -> Iterator[Outcome]:
+    """What becomes of the chosen mutations of `texts`; the checks are those of the targets."""
     begin = time.monotonic()
-    made = libraries.build(into / "switched", wanted, texts, jobs)
+    made = libraries.build(into / "switched", wanted, texts, choice, jobs)
     built = time.monotonic() - begin
     say(
         f"{len(made.switched)} mutants in {len(made.libraries)} libraries behind a switch, {len(made.apart)} to be "

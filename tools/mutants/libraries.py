@@ -20,7 +20,7 @@ import emulated
 
 from fastsal.operators import OPERATORS
 from tools.mutants import cpp
-from tools.mutants.mutation import Mutation, Site, Switched
+from tools.mutants.mutation import Choice, Mutation, Site, Switched
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -145,8 +145,8 @@ class Build:
     reads: dict[Target, set[str]]
 
 
-def build(into: Path, wanted: Iterable[Target], texts: dict[str, str], jobs: int) -> Build:
-    """Compiles `wanted` with all mutations of `texts` behind the switch.
+def build(into: Path, wanted: Iterable[Target], texts: dict[str, str], choice: Choice, jobs: int) -> Build:
+    """Compiles `wanted` with the chosen mutations of `texts` behind the switch.
 
     Some places take no switch (a template argument, the size of an array): those at which the compiler complains are
     taken out, until it complains no more.
@@ -157,6 +157,8 @@ def build(into: Path, wanted: Iterable[Target], texts: dict[str, str], jobs: int
     for path, text in texts.items():
         numbers[path] = []
         for site in cpp.sites(path, text):
+            if not any(mutation.key in choice for mutation in site.mutations):
+                continue
             numbers[path].append((next_number, site))
             next_number += len(site.mutations)
     out: set[Site] = {site for placed in numbers.values() for _, site in placed if not site.before}
@@ -183,9 +185,11 @@ def build(into: Path, wanted: Iterable[Target], texts: dict[str, str], jobs: int
             raise RuntimeError(f"{target} does not compile:\n{said}")
     libraries = [Library(target, load(target, library)) for target, (library, _) in zip(wanted, made, strict=True)]
     placed = [(number, site) for path in texts for number, site in numbers[path]]
-    switched = {n + i: m for n, site in placed if site not in out for i, m in enumerate(site.mutations)}
+    switched = {
+        n + i: m for n, site in placed if site not in out for i, m in enumerate(site.mutations) if m.key in choice
+    }
     first = {n + i: n for n, site in placed for i in range(len(site.mutations))}
-    apart = [m for _, site in placed if site in out for m in site.mutations]
+    apart = [m for _, site in placed if site in out for m in site.mutations if m.key in choice]
     return Build(libraries, switched, first, apart, reads)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -116,3 +117,22 @@ class Outcome:
     state: str
     by: str = ""  # what caught it
     reached: bool = True  # whether any check runs its place at all
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which mutations are tried: a share of all by the hash of their key, or those that are named.
+
+    The hash makes the sample the same on every machine, and a change of one line leaves the rest of it as it was.
+    """
+
+    share: float = 1.0
+    named: frozenset[str] | None = None
+
+    def __contains__(self, key: str) -> bool:
+        if self.named is not None and key not in self.named:
+            return False
+        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") < self.share * 2**64
+
+
+EVERY = Choice()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.mutants.mutation import Outcome
+from tools.mutants.mutation import EVERY, Choice, Outcome
 
 KNOWN = Path(__file__).parent / "survivors.txt"
 LEAST = 95.0  # per cent of the mutants that a compiler takes
@@ -51,12 +51,16 @@ class Report:
 
     files: dict[str, Tally] = field(default_factory=dict)
     survivors: list[Outcome] = field(default_factory=list)
-    reasons: dict[str, str] = field(default_factory=dict)  # of the files that were run
+    reasons: dict[str, str] = field(default_factory=dict)  # of what was run
 
     @classmethod
-    def of(cls, outcomes: Iterable[Outcome], files: Iterable[str], reasons: dict[str, str]) -> Report:
+    def of(
+        cls, outcomes: Iterable[Outcome], files: Iterable[str], reasons: dict[str, str], choice: Choice = EVERY
+    ) -> Report:
         report = cls({path: Tally() for path in sorted(files)})
-        report.reasons = {key: why for key, why in reasons.items() if key.split(": ", 1)[0] in report.files}
+        report.reasons = {
+            key: why for key, why in reasons.items() if key.split(": ", 1)[0] in report.files and key in choice
+        }
         for outcome in outcomes:
             tally = report.files[outcome.mutation.path]
             setattr(tally, outcome.state, getattr(tally, outcome.state) + 1)

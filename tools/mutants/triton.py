@@ -16,7 +16,7 @@ from typing import Any
 
 from tools.mutants import python, trial
 from tools.mutants.libraries import ROOT
-from tools.mutants.mutation import Mutation, Outcome
+from tools.mutants.mutation import Choice, Mutation, Outcome
 from tools.mutants.order import Order
 
 Lines = set[tuple[str, int]]  # file and number
@@ -69,10 +69,10 @@ def checks(operators: Sequence[str]) -> Iterator[Interpreted]:
             yield Interpreted(name, case.label, agreement(case))
 
 
-def outcomes(texts: dict[str, str], operators: Sequence[str], into: Path, jobs: int, say: Callable[[str], None]) -> (
-    Iterator[Outcome]
-):  # fmt: skip
-    """What becomes of every mutation of `texts`, files of the kernels; a kernel per operator is run."""
+def outcomes(
+    texts: dict[str, str], operators: Sequence[str], choice: Choice, into: Path, jobs: int, say: Callable[[str], None]
+) -> Iterator[Outcome]:
+    """What becomes of the chosen mutations of `texts`, files of the kernels; a kernel per operator is run."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("TRITON_INTERPRET=1 has to be set before triton is imported")
     into.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def outcomes(texts: dict[str, str], operators: Sequence[str], into: Path, jobs: 
     _package(into, "kernels_as_they_are", all_texts)
     measured = [_measured(check, into) for check in checks(operators)]
     say(f"{len(measured)} Triton cases pass without a mutation, in {sum(m.seconds for m in measured):.1f} s")
-    mutations = [mutation for path, text in texts.items() for mutation in python.mutations(path, text)]
+    mutations = [m for path, text in texts.items() for m in python.mutations(path, text) if m.key in choice]
     order: Order[Interpreted] = Order()
     chosen: dict[Mutation, list[Interpreted]] = {}
 

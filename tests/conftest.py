@@ -15,10 +15,23 @@ from fastsal.data import load
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")  # also where no pyproject.toml is beside tests/
+    # also where no pyproject.toml is beside tests/
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line(
+        "markers", "device_code: takes minutes; only with `-m device_code` or `make test-device-code`"
+    )
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:  # processes share the cores: threads that wait for each other cost more than they bring
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that take minutes run where they are asked for, by their marker or by their name."""
+    if "device_code" in config.option.markexpr or any("::" in argument for argument in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("device_code")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
 
 
 class Trained(NamedTuple):

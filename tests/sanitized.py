@@ -13,7 +13,7 @@ import tempfile
 from typing import IO, Any
 
 import torch
-from emulated import HERE, MEMORIES, EmulatorError, build, call_name, fill, memory_sizes, source
+from emulated import HERE, MEMORIES, EmulatorError, build, call_name, compiler, fill, memory_sizes, source
 from torch import Tensor
 
 from fastsal.operators import OPERATORS
@@ -22,11 +22,11 @@ FLAGS = ["-fsanitize=address,bounds", "-fno-sanitize-recover=bounds", "-O0"]  # 
 
 
 class Sanitized:
-    """The process that runs one operator."""
+    """The process that runs one operator, from `text` in place of its sources where there is any."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, text: str = "") -> None:
         replay = (HERE / "emulator" / "replay.cpp").read_text().replace("fastsal::Call", f"fastsal::{call_name(name)}")
-        program = build(source(name) + replay, *FLAGS, suffix=".program")
+        program = build((text or source(name)) + replay, *FLAGS, suffix=".program")
         self.complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
         pipe = subprocess.PIPE
         self.process = subprocess.Popen([program], stdin=pipe, stdout=pipe, stderr=self.complaints)
@@ -49,12 +49,13 @@ class Sanitized:
 
 
 @functools.cache
-def _process(name: str) -> Sanitized:
-    return Sanitized(name)
+def _process(name: str, text: str) -> Sanitized:
+    compiler()  # skips before the sources are looked at
+    return Sanitized(name, text)
 
 
-def sanitized(name: str, *operands: Any, seed: int = 0, threads: int = 0) -> int:
-    """A body, like emulated.emulated."""
+def sanitized(name: str, *operands: Any, seed: int = 0, threads: int = 0, text: str = "") -> int:
+    """A body, like emulated.emulated. `text`: in place of what source() gives."""
     operator = OPERATORS[name]
     values = dict(zip((*operator.argument_names, *operator.out_names), operands, strict=True))
     call = fill(name, values)
@@ -66,7 +67,7 @@ def sanitized(name: str, *operands: Any, seed: int = 0, threads: int = 0) -> int
     for (label, value), size in zip(tensors, sizes, strict=True):
         message += struct.pack("qqq", getattr(type(call), label).offset, value.data_ptr() % 16, size)
         message += ctypes.string_at(value.data_ptr(), size) if size else b""
-    process = _process(name)
+    process = _process(name, text)
     process.answer(message)
     (length,) = struct.unpack("q", process.take(8))
     if length:

@@ -1,5 +1,5 @@
 """The CUDA kernels of pgd_step, random_start and retire, run on the CPU against the reference: for several block sizes
-and thread orders, out of range, under the address sanitizer, and however a batch is cut."""
+and thread orders, out of range, and however a batch is cut."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 from emulated import emulated, run_emulated
 from kernel_cases import Case, answer, cases, disagreement, run_reference, wild_cases
 from operands import INF, clean, gradients, same_bits
-from sanitized import sanitized
 from torch import Tensor
 
 OPERATORS = ("random_start", "pgd_step", "retire")
@@ -42,17 +41,6 @@ def test_agrees_with_the_reference(name: str, threads: int, one_thread: None) ->
 def test_indices_out_of_range_count_as_padding(name: str, one_thread: None) -> None:
     for seed, case in enumerate(wild_cases(name)):
         agrees(case, emulated, seed=seed, threads=BLOCKS[seed % 3])
-
-
-def small(case: Case) -> bool:
-    return sum(a.numel() for a in case.args if isinstance(a, Tensor)) < 3000
-
-
-@each_operator
-def test_no_access_beside_an_operand(name: str, one_thread: None) -> None:
-    """Under the address sanitizer, with every operand in memory of exactly its size."""
-    for seed, case in enumerate(filter(small, itertools.chain(cases(name, "quick"), wild_cases(name)))):
-        agrees(case, sanitized, seed=seed, threads=BLOCKS[1 + seed % 2])
 
 
 # ------------------------------------------------------------------------------- one result in every way

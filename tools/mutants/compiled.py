@@ -98,9 +98,10 @@ def _switch(made: Build, number: int) -> None:
 def _apart(
     made: Build, measured: list[Measured], order: Order[Measured], texts: dict[str, str], into: Path, jobs: int
 ) -> Iterator[Outcome]:
-    """One compilation per mutant and target, until one of the targets catches it."""
+    """One compilation per mutant and target, until one of the targets catches it; the steps compile the longest."""
     trees = [Tree(into / f"apart{job}") for job in range(jobs)]
-    left = {m: [lib.target for lib in made.libraries if m.path in made.reads[lib.target]] for m in made.apart}
+    quickest_first = sorted((lib.target for lib in made.libraries), key=lambda target: target.name == "pgd_step")
+    left = {m: [target for target in quickest_first if m.path in made.reads[target]] for m in made.apart}
     yield from (Outcome(m, "survived", reached=False) for m, targets in left.items() if not targets)
     left = {m: targets for m, targets in left.items() if targets}
     stage = 0

@@ -112,7 +112,8 @@ class Tree:
     def library(self, target: Target, switched: bool, name: str) -> tuple[Path | None, str]:
         """The library of a target, or None and what the compiler said."""
         built = self.csrc.parent / f"{name}.so"
-        outcome = _compiled(target.command(self.csrc, switched, "-o", str(built)), target.entry)
+        level = [] if switched else ["-O0"]  # a library for one mutant is compiled longer than it runs
+        outcome = _compiled(target.command(self.csrc, switched, *level, "-o", str(built)), target.entry)
         return (None if outcome.returncode else built), outcome.stderr
 
 

@@ -104,7 +104,7 @@ def _start(trial: Trial[Key]) -> tuple[int, int]:
 def _wrong(steps: Sequence[Step], writing: int) -> bool:
     for number, step in enumerate(steps):
         os.write(writing, struct.pack("i", number))
-        signal.setitimer(signal.ITIMER_PROF, 1 + 20 * step.seconds)  # of this process: others do not count
+        signal.setitimer(signal.ITIMER_PROF, 0.4 + 20 * step.seconds)  # of this process: others do not count
         if step.problem() is not None:
             return True
     return False

@@ -16,18 +16,39 @@ struct DivergenceRows {
   Z *adv_grad, *clean_grad;
 
   FASTSAL_ROW void rows(int64_t begin, int64_t end) const {
-    for (int64_t j = begin; j < end; ++j) {
-      const int64_t sample = ids.of(j), at = j * classes;
-      if (sample >= 0) {
-        const Z* of_clean = clean + sample * classes;
-        loss[j] = both ? kl_row<true, T>(of_clean, adv + at, adv_grad + at, clean_grad + at, classes)
-                       : kl_row<false, T>(of_clean, adv + at, adv_grad + at, adv_grad + at, classes);
-      } else {
-        loss[j] = 0;
-        store_zeros(adv_grad + at, classes);
-        if (both) store_zeros(clean_grad + at, classes);
+    if (classes <= kLanes)
+      short_rows(begin, end);
+    else
+      for (int64_t j = begin; j < end; ++j) {
+        const int64_t sample = ids.of(j), at = j * classes;
+        if (sample >= 0) {
+          const Z* of_clean = clean + sample * classes;
+          loss[j] = both ? kl_row<true, T>(of_clean, adv + at, adv_grad + at, clean_grad + at, classes)
+                         : kl_row<false, T>(of_clean, adv + at, adv_grad + at, adv_grad + at, classes);
+        } else {
+          put_padding(j);
+        }
       }
+  }
+
+  FASTSAL_ROW void short_rows(int64_t begin, int64_t end) const {
+    int64_t samples[kLanes];
+    for (int64_t first = begin; first < end; first += kLanes) {
+      const int64_t count = end - first < kLanes ? end - first : kLanes, at = first * classes;
+      for (int64_t j = 0; j < count; ++j) samples[j] = ids.of(first + j);
+      if (both)
+        kl_short_rows<true, T>(clean, samples, adv + at, adv_grad + at, clean_grad + at, count, classes, loss + first);
+      else
+        kl_short_rows<false, T>(clean, samples, adv + at, adv_grad + at, adv_grad + at, count, classes, loss + first);
+      for (int64_t j = 0; j < count; ++j)
+        if (samples[j] < 0) put_padding(first + j);
     }
+  }
+
+  FASTSAL_ROW void put_padding(int64_t j) const {
+    loss[j] = 0;
+    store_zeros(adv_grad + j * classes, classes);
+    if (both) store_zeros(clean_grad + j * classes, classes);
   }
 };
 

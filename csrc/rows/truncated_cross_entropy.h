@@ -16,14 +16,14 @@ template <class T, class Z, class G>
 FASTSAL_ROW CrossEntropy<T> cross_entropy_row(Z logits, G grad, int64_t classes, int64_t label, T cut) {
   const auto score = [&](int64_t i) FASTSAL_LAMBDA { return T(value(logits[i])); };
   const T top = largest_of<T>(classes, score).value, own = score(label);
-  const T total = softmax_total<T>(logits, grad, classes, top);
+  const T total = softmax_total<T>(logits, grad, classes, top), inverse = 1 / total;
   const auto term = [&](int64_t i) FASTSAL_LAMBDA { return softmax_term_of<T>(logits, grad, i, top); };
   for_blocks(classes, T(0), term, [&](auto terms, int64_t i, int64_t count) FASTSAL_LAMBDA {
     T slopes[kLanes];
-    for (int64_t l = 0; l < kLanes; ++l) slopes[l] = cross_entropy_slope(terms(l), total, false);
+    for (int64_t l = 0; l < kLanes; ++l) slopes[l] = cross_entropy_slope_by(terms(l), inverse, false);
     store_block(grad, i, count, slopes);
   });
-  store(&grad[label], cross_entropy_slope(softmax_term(own, top), total, true));
+  store(&grad[label], cross_entropy_slope_by(softmax_term(own, top), inverse, true));
   // right: the label has the largest logit, no class before it has the same, and no logit is NaN
   const auto is_top = [&](int64_t i) FASTSAL_LAMBDA { return score(i) == top; };
   const bool right = own == top && first_match(label, is_top) == label;
@@ -37,7 +37,8 @@ FASTSAL_ROW CrossEntropy<T> cross_entropy_row(Z logits, G grad, int64_t classes,
 template <class T, class Z, class G>
 FASTSAL_ROW void cross_entropy_short_rows(Z logits, G grad, int64_t count, int64_t classes, const int64_t* labels,
                                           T cut, CrossEntropy<T>* out) {
-  T z[kLanes][kLanes], terms[kLanes][kLanes], sums[kLanes][kLanes], top[kLanes], own[kLanes], loss[kLanes];
+  T z[kLanes][kLanes], terms[kLanes][kLanes], sums[kLanes][kLanes], top[kLanes], own[kLanes];
+  T loss[kLanes], inverse[kLanes];
   for (int64_t j = 0; j < kLanes; ++j) {
     const int64_t row = j < count ? j : 0;
     for (int64_t c = 0; c < classes; ++c) z[c][j] = T(value(logits[row * classes + c]));
@@ -51,12 +52,13 @@ FASTSAL_ROW void cross_entropy_short_rows(Z logits, G grad, int64_t count, int64
     for (int64_t c = 0; c < width && c + width < classes; ++c)
       for (int64_t j = 0; j < kLanes; ++j) sums[c][j] += sums[c + width][j];
   for (int64_t j = 0; j < kLanes; ++j) loss[j] = cross_entropy_loss(sums[0][j], own[j], top[j]);
+  for (int64_t j = 0; j < kLanes; ++j) inverse[j] = 1 / sums[0][j];
   for (int64_t c = 0; c < classes; ++c)
-    for (int64_t j = 0; j < kLanes; ++j) terms[c][j] = cross_entropy_slope(terms[c][j], sums[0][j], false);
+    for (int64_t j = 0; j < kLanes; ++j) terms[c][j] = cross_entropy_slope_by(terms[c][j], inverse[j], false);
   for (int64_t j = 0; j < count; ++j) {
     for (int64_t c = 0; c < classes; ++c) store(&grad[j * classes + c], terms[c][j]);
     const int64_t label = labels[j];
-    store(&grad[j * classes + label], cross_entropy_slope(softmax_term(own[j], top[j]), sums[0][j], true));
+    store(&grad[j * classes + label], cross_entropy_slope_by(softmax_term(own[j], top[j]), inverse[j], true));
     bool right = own[j] == top[j];
     for (int64_t c = 0; c < label; ++c) right &= z[c][j] != top[j];
     for (int64_t c = 0; c < classes; ++c) right &= z[c][j] == z[c][j];

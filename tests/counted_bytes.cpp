@@ -148,6 +148,15 @@ void short_rows(const char* body) {
   logits.print(body), grad.print(body);
 }
 
+void kl_short_rows(const char* body) {
+  constexpr int64_t rows = 10, classes = 10;
+  Operand<float> clean("clean", 2), adv("adv", 3), adv_grad("adv_grad", 0), clean_grad("clean_grad", 0);
+  const int64_t samples[rows] = {9, 8, 7, 6, 5, 4, 3, 2, 1, 0};
+  float loss[rows];
+  kl_short_rows<true, float>(clean.in(), samples, adv.in(), adv_grad.out(), clean_grad.out(), rows, classes, loss);
+  clean.print(body), adv.print(body), adv_grad.print(body), clean_grad.print(body);
+}
+
 }  // namespace fastsal
 
 int main() {
@@ -181,5 +190,6 @@ int main() {
   losses<float>("cross_entropy_fp32", "margin_fp32", "dlr_fp32", "kl_fp32", "kl_one_fp32");
   losses<bfloat16>("cross_entropy_bf16", "margin_bf16", "dlr_bf16", "kl_bf16", "kl_one_bf16");
   short_rows("cross_entropy_short_rows");
+  kl_short_rows("kl_short_rows");
   return 0;
 }

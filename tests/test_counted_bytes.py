@@ -153,3 +153,8 @@ def test_short_rows_are_read_and_written_once(elements_and_counts: tuple[int, Co
     logits, grad = (elements_and_counts[1]["cross_entropy_short_rows"][operand] for operand in ("logits", "grad"))
     assert logits == Count(4 * 16 * 10, 0, 4 * 100)
     assert grad == Count(0, 4 * (100 + 10), 4 * 100)  # the label's slope is written twice
+    kl = elements_and_counts[1]["kl_short_rows"]
+    for operand in ("clean", "adv"):
+        assert kl[operand] == Count(4 * 16 * 10, 0, 4 * 100)
+    for operand in ("adv_grad", "clean_grad"):
+        assert kl[operand] == Count(0, 4 * 100, 4 * 100)

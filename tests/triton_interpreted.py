@@ -3,12 +3,16 @@ whole process.
 
     TRITON_INTERPRET=1 python triton_interpreted.py OPERATOR SIZE
 
-Prints how many calls agreed with the reference, then each that did not. SIZE: "quick" or "full", as in kernel_cases.py;
-calls with indices and labels out of range are always among them.
+Prints how many calls agreed with the reference, then each that did not. SIZE: "quick" or "full", as in kernel_cases.py.
+Among the calls there are always some with indices and labels out of range, some in blocks of other sizes than the usual
+(with operands off any alignment), and, for random_start, the words of Philox and batches cut into pieces.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import itertools
 import json
 import math
 import sys
@@ -16,39 +20,140 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+import triton
+import triton.language as tl
+from fastsal.kernels.noise import philox
 from kernel_cases import Case, answer, cases, disagreement, run_reference, wild_cases
+from torch import Tensor
 
-from fastsal import backends
+from fastsal import backends, kernels, reference
+
+# What the launchers choose their blocks by, in other sizes: rows that fit on chip become too long for it, those that
+# one program took are split, and so are the rows of one tile.
+BLOCKS: dict[str, list[dict[str, int]]] = {
+    "random_start": [
+        {"random_start.SEGMENT": 32, "random_start.ON_CHIP": 32, "random_start.PARTS": 2},
+        {"random_start.SEGMENT": 256, "random_start.ON_CHIP": 1024},
+    ],
+    "pgd_step": [
+        {"pgd_step.SEGMENT": 32, "pgd_step_l2.ON_CHIP": 32, "pgd_step_l2.SEGMENT": 32, "pgd_step_l2.PARTS": 2}
+        | {"pgd_step_l1.ON_CHIP": 32, "pgd_step_l1.CHUNK": 32},
+        {"pgd_step.SEGMENT": 256, "pgd_step_l2.ON_CHIP": 512, "pgd_step_l2.SEGMENT": 256}
+        | {"pgd_step_l1.ON_CHIP": 512, "pgd_step_l1.CHUNK": 256},
+    ],
+    "truncated_cross_entropy": [
+        {"truncated_cross_entropy.ON_CHIP": 8, "truncated_cross_entropy.CHUNK": 8},
+        {"truncated_cross_entropy.ON_CHIP": 512, "truncated_cross_entropy.CHUNK": 128, "logits.SMALL": 32},
+    ],
+    "margin_loss": [{"margin_loss.ON_CHIP": 8}, {"margin_loss.ON_CHIP": 256, "logits.SMALL": 32}],
+    "kl_divergence": [
+        {"kl_divergence.ON_CHIP": 8, "kl_divergence.CHUNK": 8},
+        {"kl_divergence.ON_CHIP": 512, "kl_divergence.CHUNK": 128, "logits.SMALL": 32},
+    ],
+    "retire": [{"retire.SEGMENT": 32, "retire.SCAN": 8}, {"retire.SEGMENT": 256, "retire.SCAN": 64}],
+}
+MOST = 24  # blocks of a call in other blocks than the usual, unless all are made
 
 
-def calls(name: str, size: str) -> Iterator[Case]:
-    yield from cases(name, size)
-    yield from wild_cases(name)
+@contextlib.contextmanager
+def blocks(sizes: dict[str, int]) -> Iterator[None]:
+    before = {}
+    for place, size in sizes.items():
+        module, constant = place.split(".")
+        holder = importlib.import_module(f"{kernels.__name__}.{module}")
+        before[holder, constant] = getattr(holder, constant)
+        setattr(holder, constant, size)
+    try:
+        yield
+    finally:
+        for (holder, constant), size in before.items():
+            setattr(holder, constant, size)
+
+
+def aside(case: Case, by: int) -> Case:
+    """The case with its rows `by` elements further in memory, the outputs too: at an odd base."""
+
+    def moved(value: Tensor) -> Tensor:
+        memory = torch.zeros(by + value.numel(), dtype=value.dtype)
+        return memory.as_strided(value.shape, value.stride(), by).copy_(value)
+
+    rows = (isinstance(a, Tensor) and a.is_floating_point() and a.dim() > 1 for a in case.args)
+    args = tuple(moved(a) if row else a for a, row in zip(case.args, rows, strict=True))
+    return Case(case.name, f"{case.label}-aside={by}", args, by)
+
+
+def elements(case: Case) -> int:
+    return max(a.numel() for a in case.args if isinstance(a, Tensor))
+
+
+def calls(name: str, size: str) -> Iterator[tuple[dict[str, int], Case]]:
+    """A call, and the blocks to make it in."""
+    full = size == "full"
+    yield from (({}, case) for case in cases(name, size))
+    yield from (({}, case) for case in itertools.islice(wild_cases(name), 0, None, 1 if full else 6))
+    for at, sizes in enumerate(BLOCKS[name]):
+        smallest = min(size for place, size in sizes.items() if not place.endswith(("PARTS", "SMALL")))
+        chosen = [case for case in cases(name, "quick") if full or elements(case) <= MOST * smallest]
+        for case in chosen if full else chosen[at :: 2 * len(BLOCKS[name])]:
+            yield sizes, aside(case, 1 + at)
 
 
 def problems(name: str, size: str) -> tuple[int, list[str]]:
     """How many calls were made, and what was wrong with them."""
     body = backends.body_of(name, "triton")
     count, found = 0, []
-    for case in calls(name, size):
+    for sizes, case in calls(name, size):
         count += 1
-        problem = disagreement(case, answer(case, body), run_reference(case))
-        found += [] if problem is None else [problem]
+        with blocks(sizes):
+            problem = disagreement(case, answer(case, body), run_reference(case))
+        found += [] if problem is None else [f"{sizes or 'usual blocks'}: {problem}"]
     return count, found
 
 
+# ------------------------------------------------------------------------------------------------- noise
+
+EXTREMES = (0, 1, 2**31, 2**32 - 1, 2**32 + 5, 2**63 - 1, -(2**63), -1)
+
+
+@triton.jit
+def words_of_keys(keys, words, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    seed, sample, block = (tl.load(keys + 3 * at + i, mask=inside, other=0) for i in tl.static_range(3))
+    a, b, c, d = philox(seed, sample, block)
+    tl.store(words + 4 * at, a.to(tl.int64), mask=inside)
+    tl.store(words + 4 * at + 1, b.to(tl.int64), mask=inside)
+    tl.store(words + 4 * at + 2, c.to(tl.int64), mask=inside)
+    tl.store(words + 4 * at + 3, d.to(tl.int64), mask=inside)
+
+
+def words() -> list[str]:
+    """The words of Philox for seeds, samples and counters of every magnitude, in blocks of several sizes."""
+    keys = torch.tensor(list(itertools.product(EXTREMES, EXTREMES, EXTREMES)))
+    expected = torch.stack([reference.philox(seed, block[None], sample[None])[0, 0] for seed, sample, block in keys])
+    found = []
+    for block in (16, 64, 256):
+        got = torch.full((len(keys), 4), -1)
+        words_of_keys[(-(-len(keys) // block),)](keys, got, len(keys), BLOCK=block)
+        if not torch.equal(got, expected):
+            found.append(f"words of Philox, blocks of {block}: {int((got != expected).sum())} differ")
+    return found
+
+
 def cuts() -> list[str]:
-    """The Linf start of a batch that is cut into pieces, named by their ids, against the whole of it."""
-    x, seed, eps = torch.rand(11, 3, 33, 31), torch.tensor(-5), torch.tensor([0.1])
-    low, high, found = torch.zeros(1), torch.ones(1), []
-    whole = backends.reference.random_start(x, eps, seed, None, low, high, None, math.inf)[0]
+    """The Linf start of a batch that is cut into pieces, named by their ids, against the whole of it; bit for bit."""
+    x, eps, found = torch.rand(6, 3, 9, 11), torch.tensor([0.1]), []
+    samples = torch.tensor([0, 2**32 + 5, 5, 2**63 - 1, -1, 7])
+    low, high = torch.zeros(1), torch.ones(1)
     body = backends.body_of("random_start", "triton")
-    for length in (1, 4, 10):
-        for ids in torch.arange(11).split(length):
+    for sizes, length, seed in zip(({}, *BLOCKS["random_start"]), (1, 4, 5), (-5, 2**32 + 3, 3), strict=True):
+        whole = reference.random_start(x, eps, torch.tensor(seed), samples, low, high, None, math.inf)[0]
+        for ids in torch.arange(6).split(length):
             start = torch.full((len(ids), *x.shape[1:]), math.nan)
-            body(x[ids], eps, seed, ids, low, high, None, math.inf, start)
+            with blocks(sizes):
+                body(x, eps, torch.tensor(seed), samples, low, high, ids, math.inf, start)
             if not torch.equal(start, whole[ids]):
-                found.append(f"cut into {length}: rows {ids.tolist()} differ")
+                found.append(f"{sizes}, cut into {length}: rows {ids.tolist()} differ")
     return found
 
 
@@ -57,5 +162,5 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")  # numpy tells of inf and NaN
     operator, wanted = sys.argv[1:]
     made, wrong = problems(operator, wanted)
-    wrong += cuts() if operator == "random_start" else []
+    wrong += words() + cuts() if operator == "random_start" else []
     print(json.dumps([made, wrong]))

@@ -54,6 +54,8 @@ def test_a_linf_step_is_one_launch_and_four_row_passes(dtype: torch.dtype, grad_
         assert counted["grad"] == moved(elements, args[2], group * grad_dtype.itemsize)
         assert counted["next_out"] == moved(elements, args[0], width, stored=True)
         if dtype == grad_dtype == torch.float32:
+            flags = counted.pop("nonfinite_out")
+            assert flags.stored == ROWS
             assert sum(c.loaded + c.stored for c in counted.values()) == 4 * 4 * elements
 
 

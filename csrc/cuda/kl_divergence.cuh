@@ -19,7 +19,7 @@ __device__ __forceinline__ int64_t begin_divergence(const KlDivergenceCall& call
     const LongWalk<Z, wide> walk(team, call.classes);
     walk.blank(static_cast<Z*>(call.adv_grad_out) + j * call.classes);
     if (call.both) walk.blank(static_cast<Z*>(call.clean_grad_out) + j * call.classes);
-    if (team.thread() == 0) static_cast<T*>(call.loss_out)[j] = T(0);
+    if (team.thread() == 0) write(static_cast<T*>(call.loss_out) + j, T(0));
   }
   return sample;
 }
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(Team::kMostThreads) kl_divergence_kernel(KlDiv
     sums = reduce_each<Add>(team, sums);
     const T clean_total = sums.values[0], adv_total = sums.values[1], shift = kl_shift(clean_total, adv_total);
     const T loss = kl_loss(sums.values[2], clean_total, shift);
-    if (team.thread() == 0) static_cast<T*>(call.loss_out)[j] = loss;
+    if (team.thread() == 0) write(static_cast<T*>(call.loss_out) + j, loss);
 #pragma unroll
     for (int turn = 0; turn < turns; ++turn)
       if (walk.any(turn)) {
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kLongRowThreads, kLongRowBlocks) kl_divergence
     T loss = T(sums.values[1] / sums.values[0] - (double(clean_top) - double(adv_top)) + double(shift));
     if (softmax_term(tops.values[2], SoftmaxSum<T>::anchor(clean_top)) / clean_total > T(0)) loss = Limits<T>::infinity;
     if (!(adv_total > T(0))) loss = Limits<T>::nan;
-    if (team.thread() == 0) static_cast<T*>(call.loss_out)[j] = loss;
+    if (team.thread() == 0) write(static_cast<T*>(call.loss_out) + j, loss);
     const int64_t to = j * call.classes;
     walk.rewrite_two(clean, adv, call.both ? static_cast<Z*>(call.clean_grad_out) + to : nullptr,
                      static_cast<Z*>(call.adv_grad_out) + to, [&](auto& p, auto& q) {

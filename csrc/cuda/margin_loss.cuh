@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kMarginThreads<Team>, kMarginBlocks<Team>) mar
     int other = sample < 0 || !call.other ? 0 : label_of(call.other, sample, call.classes);
     if (label < 0 || other < 0) {
       walk.blank(grad);
-      if (team.thread() == 0) static_cast<T*>(call.loss_out)[j] = sample < 0 ? T(0) : T(Limits<T>::nan);
+      if (team.thread() == 0) write(static_cast<T*>(call.loss_out) + j, sample < 0 ? T(0) : T(Limits<T>::nan));
       continue;
     }
     Leaders<T, count> top;
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kMarginThreads<Team>, kMarginBlocks<Team>) mar
                           : dlr_spread(top.values[0], top.values[2 % count]);
       loss = loss / spread;
     }
-    if (team.thread() == 0) static_cast<T*>(call.loss_out)[j] = loss;
+    if (team.thread() == 0) write(static_cast<T*>(call.loss_out) + j, loss);
     const T elsewhere = dlr ? dlr_slope(T(0), loss, T(0), spread) : T(0);
     walk.write(grad, [&](int i) {
       if (!dlr) return margin_slope<T>(i, label, other);

@@ -17,7 +17,7 @@ __device__ __forceinline__ void report_nonfinite(const PgdStepCall& call, int64_
     *ticket = 0;
     nonfinite = (all >> 32) != 0;
   }
-  call.nonfinite_out[j] = nonfinite;
+  write(call.nonfinite_out + j, nonfinite);
 }
 
 // A block per segment. `group`: elements of a thread in one access; 1 is the scalar path.

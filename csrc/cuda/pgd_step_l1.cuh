@@ -216,7 +216,7 @@ __device__ __forceinline__ void l1_step_of(const PgdStepCall& call, int64_t j, b
     Row row(call, place, j, vector);
     nonfinite = !l1_step_in_block(call, place, row);
   }
-  if (threadIdx.x == 0) call.nonfinite_out[j] = nonfinite;
+  if (threadIdx.x == 0) write(call.nonfinite_out + j, nonfinite);
 }
 
 template <class T, class G, int turns>

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kHeldThreads, turns > 2 ? 1 : 2)
   const int64_t j = first_row + blockIdx.x;
   const StepRow place(call, j);
   if (!place.real) {  // the same for all threads
-    if (threadIdx.x == 0) call.nonfinite_out[j] = false;
+    if (threadIdx.x == 0) write(call.nonfinite_out + j, false);
     return;
   }
   const StepSegment<T, G> row(call, place, j, 0, int(call.size), vector);
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kHeldThreads, turns > 2 ? 1 : 2)
     }
     row.save(k, out);
   }
-  if (threadIdx.x == 0) call.nonfinite_out[j] = !step.finite;
+  if (threadIdx.x == 0) write(call.nonfinite_out + j, !step.finite);
 }
 
 // ---------------------------------------------------------------------------------------------- long rows
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
     sums.put(sums.lengths, part, squares.total());
     nonfinite = !step.finite;
   }
-  if (threadIdx.x == 0 && part.first == 0) call.nonfinite_out[part.j] = nonfinite;
+  if (threadIdx.x == 0 && part.first == 0) write(call.nonfinite_out + part.j, nonfinite);
 }
 
 template <class T, class G>

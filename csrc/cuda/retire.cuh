@@ -33,16 +33,16 @@ __device__ __forceinline__ void compact(const RetireCall& call) {
     if (row.leaves) call.stop[row.sample] = row.crossed ? call.step - 1 : call.step;
     const Scan scan = block_exclusive_scan(stays, lanes);
     if (stays) {
-      call.rows_out[kept + scan.before] = j;
-      call.ids_out[kept + scan.before] = row.sample;
+      write(call.rows_out + kept + scan.before, j);
+      write(call.ids_out + kept + scan.before, row.sample);
     }
     kept += scan.total;
   }
   for (int64_t k = kept + threadIdx.x; k < call.count; k += blockDim.x) {
-    call.rows_out[k] = 0;
-    call.ids_out[k] = -1;
+    write(call.rows_out + k, int64_t(0));
+    write(call.ids_out + k, int64_t(-1));
   }
-  if (threadIdx.x == 0) call.live_out[0] = kept;
+  if (threadIdx.x == 0) write(call.live_out, kept);
 }
 
 // Unit: 4, 8 or 16 bytes; a row has `units` of them, in `segments` of kRetireUnits for each thread of a block.

@@ -19,9 +19,9 @@ __device__ __forceinline__ int begin_entropy(const TruncatedCrossEntropyCall& ca
   if (label < 0) {
     Walk<Z, wide>(team, call.classes).blank(static_cast<Z*>(call.grad_out) + j * call.classes);
     if (team.thread() == 0) {
-      static_cast<T*>(call.loss_out)[j] = sample < 0 ? T(0) : T(Limits<T>::nan);
-      call.right_out[j] = false;
-      call.over_out[j] = true;
+      write(static_cast<T*>(call.loss_out) + j, sample < 0 ? T(0) : T(Limits<T>::nan));
+      write(call.right_out + j, false);
+      write(call.over_out + j, true);
     }
   }
   return label;
@@ -39,9 +39,9 @@ __device__ __forceinline__ void end_entropy(const TruncatedCrossEntropyCall& cal
                                             bool spoiled) {
   const T own = T(value(static_cast<const Z*>(call.logits)[j * call.classes + label]));
   const T loss = cross_entropy_loss(total, own, top);
-  static_cast<T*>(call.loss_out)[j] = loss;
-  call.right_out[j] = own == top && !spoiled;
-  call.over_out[j] = is_over(loss, T(call.cut));
+  write(static_cast<T*>(call.loss_out) + j, loss);
+  write(call.right_out + j, own == top && !spoiled);
+  write(call.over_out + j, is_over(loss, T(call.cut)));
 }
 
 template <class Z, class Team, bool wide>

@@ -79,7 +79,8 @@ def checks(target: Target) -> Iterator[Check]:
                 def run(library: ctypes.CDLL, operands: tuple[Any, ...], machine: dict[str, int] = machine) -> int:
                     return int(emulated.emulated(target.name, *operands, library=library, **machine))
 
-                yield _agreement(case, run, f"-seed{seed}-threads{threads}-grid{grid}")
+                check = _agreement(case, run, f"-seed{seed}-threads{threads}-grid{grid}")
+                yield _budgeted(check, target.name)
 
 
 def _agreement(case: Case, run: Callable[[ctypes.CDLL, tuple[Any, ...]], int], label: str = "") -> Check:
@@ -89,6 +90,20 @@ def _agreement(case: Case, run: Callable[[ctypes.CDLL, tuple[Any, ...]], int], l
         return disagreement(case, answer(case, lambda *operands: run(library, operands)), expected)
 
     return Check(case.label + label, problem)
+
+
+def _budgeted(check: Check, name: str) -> Check:
+    """The check; and launches, bytes and accesses of each operand must be what the first call, which is that without a
+    mutation, took: what the budgets of tests/test_cuda_emulated_budgets.py are about."""
+    usual: list[Any] = []
+
+    def problem(library: ctypes.CDLL) -> str | None:
+        found = check.problem(library)
+        taken = (int(library.launches()), emulated.traffic(name))
+        usual[:] = usual or [taken]
+        return found if found or taken == usual[0] else f"{check.label}: other launches or accesses than usual"
+
+    return Check(check.label, problem)
 
 
 def _outside(case: Case) -> Iterator[Case]:

@@ -158,18 +158,23 @@ def write(text: str, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=TURNS, help="alternations (default %(default)s)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="contests whose name holds this, as 'Linf step'")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="TEXT",
+        help="contests whose name holds this, as 'Linf step'; may be repeated",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: torch's)")
     parser.add_argument("--write", type=Path, help="a markdown file whose marked section is replaced")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     started, measured = machine(), []
     for name, make in contests().items():
-        if options.only in name:
+        if any(text in name for text in options.only or [""]):
             measured.append(measure(make(), options.turns))
             print("  ".join(row(measured[-1])), flush=True)
     if not measured:
-        raise SystemExit(f"--only {options.only}: expected a part of one of {', '.join(contests())}")
+        raise SystemExit(f"--only {options.only}: expected parts of {', '.join(contests())}")
     text = report(measured, options.turns, started)
     print(f"\n{text}")
     if options.write:

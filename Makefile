@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo test test-mutants lint types format wheels compare benchmarks figures clean
+.PHONY: help setup demo test test-device-code test-mutants lint types format wheels compare benchmarks figures clean
 help:
 	@echo "make demo        set up, then train, evaluate and plot on the embedded data (minutes)"
 	@echo "make test        set up, then run all tests (minutes)"
+	@echo "make test-device-code  GPU code compiled without a GPU against docs/kernel_budgets.md; address sanitizer (minutes)"
 	@echo "make test-mutants  small mistakes planted into the kernels, one at a time: the tests' cases must notice"
 	@echo "make compare     natural, PGD and SENSE over three seeds; rewrites the README's table (resumes when stopped)"
 	@echo "make benchmarks  kernels side by side with eager torch and torch.compile"
@@ -40,6 +41,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n auto
+
+test-device-code: setup
+	$(BIN)/python -m tools.budgets --check
+	$(BIN)/python -m pytest -m device_code
 
 test-mutants: setup
 	$(BIN)/python -m tools.mutants

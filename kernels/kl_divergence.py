@@ -156,7 +156,7 @@ def launch(
     count, classes = adv.shape
     if count == 0:
         return
-    tile = tile_of(adv, ON_CHIP, CHUNK)
+    tile = tile_of(adv, ON_CHIP, CHUNK, until=90)  # the assembler for later ones spills
     with device_of(adv):
         (divergence if classes <= ON_CHIP else divergence_in_chunks)[(-(-count // tile["ROWS"]),)](
             clean,

@@ -15,13 +15,14 @@ from .rows import at_most, in_range, tile, warps
 SMALL = 512  # elements of a tile of several short rows
 
 
-def tile_of(logits: Tensor, on_chip: int, chunk: int) -> dict[str, Any]:
-    """How a kernel is launched: on a tile of several short rows, of a row that fits on chip, or of a chunk of one."""
+def tile_of(logits: Tensor, on_chip: int, chunk: int, until: int = 1000) -> dict[str, Any]:
+    """How a kernel is launched: on a tile of several short rows, of a row that fits on chip, or of a chunk of one, with
+    few registers up to compute capability `until`."""
     classes = logits.shape[1]
     if classes > on_chip:
         each = 2 if logits.element_size() == 8 else 4
         columns = chunk * each // 4
-        return {"ROWS": 1, "COLUMNS": columns, "num_warps": warps(columns, each), **at_most(40)}
+        return {"ROWS": 1, "COLUMNS": columns, "num_warps": warps(columns, each), **at_most(40, until)}
     columns = tile(classes, 16, on_chip)
     rows = max(SMALL // columns, 1)
     return {"ROWS": rows, "COLUMNS": columns, "num_warps": warps(rows * columns, 4 if rows > 1 else 8)}

@@ -51,6 +51,15 @@ def key_of(sample_ids, sample, real):
 
 
 @triton.jit
+def counter_of(index, WIDE: tl.constexpr):
+    """The counter block of each element; unless WIDE, its upper half is seen to be zero, which saves registers."""
+    block = index >> 2
+    if not WIDE:
+        block = block.to(tl.uint32)
+    return block.to(tl.int64)
+
+
+@triton.jit
 def words_of(seed, key, first, channels, places, LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """The word of each of the BLOCK elements from offset `first` (a multiple of 4) of a row."""
     if LAST:
@@ -60,7 +69,7 @@ def words_of(seed, key, first, channels, places, LAST: tl.constexpr, WIDE: tl.co
             channels = channels.to(tl.int32)
             places = places.to(tl.int32)
         index = logical_index(at, channels, places, LAST)
-        a, b, c, d = philox(seed, key, (index >> 2).to(tl.int64))
+        a, b, c, d = philox(seed, key, counter_of(index, WIDE))
         words = one_of_four(index, a, b, c, d)
     else:
         a, b, c, d = philox(seed, key, first // 4 + tl.arange(0, BLOCK // 4))
@@ -78,7 +87,7 @@ def normals_of(seed, key, first, channels, places, LAST: tl.constexpr, WIDE: tl.
             channels = channels.to(tl.int32)
             places = places.to(tl.int32)
         index = logical_index(at, channels, places, LAST)
-        a, b, c, d = philox(seed, key, (index >> 2).to(tl.int64))
+        a, b, c, d = philox(seed, key, counter_of(index, WIDE))
         second = (index & 2) == 2
         even, odd = normal_pair(tl.where(second, c, a), tl.where(second, d, b))
         normals = tl.where((index & 1) == 1, odd, even)
@@ -316,6 +325,7 @@ def launch(
                 L2=p == 2.0,
                 BLOCK=block,
                 num_warps=warps(block, 4),
+                **at_most(40),
                 **LAUNCH,
             )
         scaled_start[(count * segments,)](

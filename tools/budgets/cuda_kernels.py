@@ -97,24 +97,28 @@ def kind_of(name: str) -> str:
     return "row on chip" if name in ON_CHIP else "streaming"
 
 
-def _measure(source: Path, target: str) -> list[dict[str, Any]]:
-    """What each kernel of a source compiles to: numbers, by its mangled name."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernels.cubin"
-        command = ["nvcc", *flags(), f"-arch={target}", "-cubin", "-Xptxas", "-v", "--keep", "--keep-dir", folder]
-        done = subprocess.run([*command, "-o", str(cubin), str(source)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{source.name} for {target}: {done.stderr}")
-        usages = code.ptxas_usages(done.stderr)
-        machine = code.by_kernel(code.tool("nvdisasm", "-c", str(cubin)))
-        source_code = code.ptx_by_kernel(next(Path(folder).glob("*.ptx")).read_text())
+def _nvcc(target: str, *arguments: str) -> str:
+    """What the compiler says."""
+    command = ["nvcc", *flags(), f"-arch={target}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+    return done.stderr
+
+
+def _measure(ptx: Path, target: str) -> list[dict[str, Any]]:
+    """What each kernel of a source in PTX is assembled to: numbers, by its mangled name."""
+    cubin = ptx.with_suffix(".cubin")
+    usages = code.ptxas_usages(_nvcc(target, "-cubin", "-Xptxas", "-v", "-o", str(cubin), str(ptx)))
+    machine = code.by_kernel(code.tool("nvdisasm", "-c", str(cubin)))
+    source_code = code.ptx_by_kernel(ptx.read_text())
     if set(usages) != set(machine) or set(usages) != set(source_code):
-        raise RuntimeError(f"{source.name} for {target}: ptxas, nvdisasm and the PTX name different kernels")
+        raise RuntimeError(f"{ptx.name} for {target}: ptxas, nvdisasm and the PTX name different kernels")
     found = []
     for mangled, usage in usages.items():
-        seen, ptx = code.sass(machine[mangled]), source_code[mangled]
-        made, divided = code.fused_by_rule(len(code.FUSED_PTX.findall(ptx)), bool(code.DIVIDES_PTX.search(ptx)), seen)
-        threads = re.search(r"\.maxntid\s+(\d+)", ptx)
+        seen, text = code.sass(machine[mangled]), source_code[mangled]
+        made, divided = code.fused_by_rule(len(code.FUSED_PTX.findall(text)), bool(code.DIVIDES_PTX.search(text)), seen)
+        threads = re.search(r"\.maxntid\s+(\d+)", text)
         if threads is None:
             raise RuntimeError(f"{mangled}: no __launch_bounds__")
         found.append(
@@ -134,22 +138,18 @@ def _measure(source: Path, target: str) -> list[dict[str, Any]]:
     return found
 
 
-def _key(source: Path, target: str) -> str:
-    """Of all that the numbers depend on."""
-    read = [source, *sorted(SOURCES.glob("*.*h")), *sorted((ROOT / "csrc/rows").glob("*.h"))]
-    read += [Path(code.__file__), Path(__file__)]
-    content = hashlib.sha256(f"{version()} {flags()} {target}".encode())
-    for path in read:
-        content.update(path.read_bytes())
-    return f"{source.stem}-{target}-{content.hexdigest()[:16]}.json"
-
-
 def measured(source: Path, target: str) -> list[dict[str, Any]]:
-    """The same, compiled only where nothing with the same content was."""
-    kept = CACHE / _key(source, target)
-    if kept.exists():
-        return json.loads(kept.read_text())  # type: ignore[no-any-return]
-    found = _measure(source, target)
+    """The same, assembled (most of the time) only where the same PTX was not."""
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder) / f"{source.stem}.ptx"
+        _nvcc(target, "-ptx", "-o", str(ptx), str(source))
+        content = hashlib.sha256(f"{version()} {flags()} {target}".encode())
+        for path in (ptx, Path(code.__file__)):
+            content.update(path.read_bytes())
+        kept = CACHE / f"{source.stem}-{target}-{content.hexdigest()[:16]}.json"
+        if kept.exists():
+            return json.loads(kept.read_text())  # type: ignore[no-any-return]
+        found = _measure(ptx, target)
     CACHE.mkdir(parents=True, exist_ok=True)
     partial = kept.with_suffix(".partial")
     partial.write_text(json.dumps(found))

@@ -233,7 +233,8 @@ def _retire(
 
 # --------------------------------------------------------------------------------------------- the lists
 
-SMALL, VOLUME, ODD, SEGMENTS = (3, 4, 5), (2, 3, 5, 4), (3, 33, 31), (3, 80, 81)
+SMALL, VOLUME, ODD = (3, 4, 5), (2, 3, 5, 4), (3, 33, 31)
+CUT, SEGMENTS = (4, 40, 41), (3, 80, 81)  # rows that are cut in two, and in several
 SHAPES = [(), (1,), (63,), (1000,), (3, 32, 32), ODD, VOLUME]
 BOXES = ("none", "unit", "per channel", "half open", "below", "infinite", "upper")
 
@@ -251,6 +252,7 @@ def _quick_starts() -> Iterator[Case]:
         yield _case(_random_start, F32, p, SMALL, 0, "unit")
         yield _case(_random_start, F32, p, (7,), 10, "none", "none")
         yield _case(_random_start, F64, p, SMALL, 10, "half open", "ids")
+        yield _case(_random_start, F32, p, CUT, 2, "per channel")
 
 
 def _full_starts() -> Iterator[Case]:
@@ -281,7 +283,8 @@ def _quick_steps() -> Iterator[Case]:
         yield _case(_pgd_step, F64, F64, p, SMALL, 10, "upper", "rows")
         yield _case(_pgd_step, F64, F64, p, (21,), 6, "none", "none", "finite")
         yield _case(_pgd_step, F32, F32, p, (2500,), 9, "unit", "none", "sparse")
-    yield _case(_pgd_step, F32, F32, INF, SEGMENTS, 2, "per channel", "none")
+        yield _case(_pgd_step, F32, F32, p, CUT, 3, "per channel", values="sparse")
+    yield _case(_pgd_step, F32, F32, INF, SEGMENTS, 3, "per channel", values="sparse")
 
 
 def _full_steps() -> Iterator[Case]:

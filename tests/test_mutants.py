@@ -74,6 +74,7 @@ def test_comments_strings_directives_and_template_brackets_are_not_mutated() -> 
 #include <vector>  // 1 < 2
 /* a + 1 */ const char* name = "a < b + 1";
 template <class T> struct Box { std::vector<T> held; const T* from; T&& moved; };
+__global__ void __launch_bounds__(kHeld, turns > 2 ? 1 : 2) f();
 """
     assert cpp_texts(source) == set()
 

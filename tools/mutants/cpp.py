@@ -1,7 +1,8 @@
 """The mutation operators for C++ and CUDA: each rule goes over all tokens of a file and mutates every match.
 
-Comments, strings, preprocessor lines and the brackets of templates are not code to a rule. `switch.h` holds what the
-switched form of a site is made of.
+Comments, strings, preprocessor lines, the brackets of templates and launch bounds (they tell nvcc how many registers a
+thread may have; the budgets are about that) are not code to a rule. `switch.h` holds what the switched form of a site
+is made of.
 """
 
 from __future__ import annotations
@@ -214,11 +215,23 @@ RULES: tuple[Callable[[Tokens], Iterator[Match]], ...] = (
 )
 
 
+def _launch_bounds(t: Tokens) -> Iterator[tuple[int, int]]:
+    for at, token in enumerate(t.list):
+        if token.text == "__launch_bounds__" and t.text(at + 1) == "(":
+            yield token.start, t[t.partner[at + 1]].end
+
+
 def sites(path: str, source: str) -> list[Site]:
     """All mutations of a file, by place."""
     tokens = Tokens(source)
     fixed = list(tokens.constants())
-    found: list[tuple[str, Match]] = [(rule.__name__, match) for rule in RULES for match in rule(tokens)]
+    bounds = list(_launch_bounds(tokens))
+    found: list[tuple[str, Match]] = [
+        (rule.__name__, match)
+        for rule in RULES
+        for match in rule(tokens)
+        if not any(first <= match.start < last for first, last in bounds)
+    ]
     mutations = numbered(
         Mutation(path, m.start, m.end, text, rule, what, *_line(source, m.start)) for rule, m in found
         for text, what in m.options

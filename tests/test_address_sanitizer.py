@@ -29,7 +29,7 @@ from fastsal.operators import OPERATORS
 
 PROGRAM = Path(__file__).parent / "address_sanitizer.py"
 # Rounding is not looked at here, so the lowest optimisation does, which compiles quickest.
-FLAGS = ["-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fsanitize=address"]
+FLAGS = ["-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fsanitize=address", "-g1"]
 FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000"]
 TIERS = ("baseline", "avx2", "avx512")
 # An overrun for each way in which bodies walk: a row too far by an element, and by what memcpy is told.

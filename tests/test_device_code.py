@@ -33,6 +33,8 @@ SASS = """
         /*0090*/                   FFMA.FTZ R4, R4, R6, R8 ;
         /*00a0*/                   IMAD.WIDE R4, R4, R6, R8 ;
         /*00b0*/                   HFMA2.MMA R4, -RZ, RZ, 0, 0 ;
+        /*00c0*/              @!P2 HFMA2 R4, -RZ, RZ, 1.875, 0 ;
+        /*00d0*/                   HFMA2 R4, R4, R6, R8 ;
 //--------------------- .nv.info.second --------------------------
         /*0000*/                   DFMA R4, R4, R6, R8 ;
 //--------------------- .text.second --------------------------
@@ -70,7 +72,7 @@ GCN = """
 def test_sass_is_read_kernel_by_kernel() -> None:
     kernels = code.by_kernel(SASS)
     assert list(kernels) == ["first", "second"]
-    assert code.sass(kernels["first"]) == code.Code(wide_loads=2, wide_stores=1, local=12, fused=2)
+    assert code.sass(kernels["first"]) == code.Code(wide_loads=2, wide_stores=1, local=12, fused=3)
     assert code.sass(kernels["second"]) == code.Code(0, 0, 0, 0)
 
 

@@ -21,6 +21,20 @@ __device__ __forceinline__ void write(V* at, const V& v) {
 #if defined(FASTSAL_EMULATED)
   emulator::touched(at, true);
 #endif
+#if defined(__CUDA_ARCH__)
+  // 16 bytes at a time: the compiler by itself may take a group apart
+  if constexpr (alignof(V) == 16 && sizeof(V) % 16 == 0) {
+    unsigned bits[sizeof(V) / 4];
+    memcpy(bits, &v, sizeof(V));
+#pragma unroll
+    for (int i = 0; i < int(sizeof(V) / 4); i += 4)
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(
+                       __cvta_generic_to_global(reinterpret_cast<unsigned*>(at) + i)),
+                   "r"(bits[i]), "r"(bits[i + 1]), "r"(bits[i + 2]), "r"(bits[i + 3])
+                   : "memory");
+    return;
+  }
+#endif
   *at = v;
 }
 

@@ -13,6 +13,10 @@ import triton
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"  # the wheel brings cuobjdump and nvdisasm
 
 INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+# "HFMA2 R4, -RZ, RZ, 0, 0" loads a constant: it multiplies the zero register
+FUSED_SASS = re.compile(
+    r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?(?:[FDH]FMA2?[A-Z0-9_.]*) (?!\S+ -RZ, RZ,)", re.MULTILINE
+)
 USAGE = re.compile(r"Function ([\w$.]+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 FUSED_PTX = re.compile(r"^\s*(?:@!?%p\d+\s+)?fma\.", re.MULTILINE)
 DIVIDES_PTX = re.compile(
@@ -57,7 +61,7 @@ def sass(text: str) -> Code:
         wide_loads=sum(i.startswith("LDG.") and _bytes_of(i) == 16 for i in found),
         wide_stores=sum(i.startswith("STG.") and _bytes_of(i) == 16 for i in found),
         local=sum(_bytes_of(i) for i in found if i.startswith(("LDL", "STL"))),
-        fused=sum(i.startswith(("FFMA", "DFMA", "HFMA2")) and not i.startswith("HFMA2.MMA") for i in found),
+        fused=len(FUSED_SASS.findall(text)),
     )
 
 

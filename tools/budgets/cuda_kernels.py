@@ -19,8 +19,14 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "csrc/cuda"
 CACHE = ROOT / "build/budgets"
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-SHORT = {"float": "fp32", "double": "fp64", "fastsal::bfloat16": "bf16", "fastsal::float16": "fp16"}
-BYTES = {"float": 4, "double": 8, "fastsal::bfloat16": 2, "fastsal::float16": 2}
+SHORT = {
+    "float": "fp32",
+    "double": "fp64",
+    "fastsal::bfloat16": "bf16",
+    "fastsal::float16": "fp16",
+    "fastsal::AnyGradient": "any",
+}
+BYTES = {"float": 4, "double": 8, "fastsal::bfloat16": 2, "fastsal::float16": 2, "fastsal::AnyGradient": 8}
 ON_CHIP = ("l2_step", "l1_step", "truncated_cross_entropy", "kl_divergence")
 
 

@@ -211,4 +211,4 @@ def test_the_table_shows_what_changed() -> None:
 def test_the_written_table_tells_of_every_exception() -> None:
     text = (ROOT / "docs/kernel_budgets.md").read_text()
     parts = {backend: table.part_of(text, backend)[1] for backend in ("triton", "cuda")}
-    assert parts["triton"] and table.render(parts) == text
+    assert all(parts.values()) and table.render(parts) == text

@@ -30,6 +30,18 @@ _L1 = (
     "the search for topk and the projection keep sums and bounds of a row and two inlined divisions; "
     "one block reads a row that is longer than the chip again and again"
 )
+_THREE_QUARTERS = "__launch_bounds__ asks for three quarters of the threads, which leaves too few registers"
+_ALL = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+
+
+def _cuda_spills(kernel: str, spills: int, stack: int, targets: tuple[str, ...], reason: str) -> tuple[Exempt, Exempt]:
+    """Spilled registers lie on the stack: one debt, two budgets."""
+    return (
+        Exempt("cuda", kernel, "spills", spills, reason, targets),
+        Exempt("cuda", kernel, "stack", stack, reason, targets),
+    )
+
+
 EXEMPT: tuple[Exempt, ...] = (
     Exempt("triton", "l1_step_in_chunks", "occupancy", 0.25, _L1, ("sm_80", "sm_90", "sm_100")),
     Exempt("triton", "l1_step_in_chunks", "occupancy", 0.5, _L1, ("gfx942",)),
@@ -50,6 +62,33 @@ EXEMPT: tuple[Exempt, ...] = (
         "two online softmaxes and the divergence, 57 registers; under a limit of 40 this assembler spills 320 bytes",
         ("sm_100",),
     ),
+    Exempt(
+        "cuda",
+        "l1_long_step",
+        "occupancy",
+        0.5,
+        "blocks of 1024 threads with 64 registers: one per multiprocessor; " + _L1,
+        _ALL[1:],
+    ),
+    *_cuda_spills("l1_long_step", 76, 24, ("sm_75", "sm_80", "sm_90", "sm_120"), "1024 threads: 64 registers each"),
+    *_cuda_spills(
+        "l1_step", 1976, 328, _ALL, "a row, its order and the sums of the search in the registers of 512 threads"
+    ),
+    *_cuda_spills(
+        "l2_step", 112, 16, ("sm_100",), "fp64 gradients beside fp32: 64 registers for two blocks of 512 threads"
+    ),
+    *_cuda_spills("l2_length", 88, 24, ("sm_80", "sm_90", "sm_100"), _THREE_QUARTERS),
+    *_cuda_spills("l2_project", 88, 24, ("sm_100",), _THREE_QUARTERS),
+    *_cuda_spills("linf_step", 96, 24, ("sm_100",), "fp64 gradients only; " + _THREE_QUARTERS),
+    *_cuda_spills("linf_start", 40, 16, ("sm_80", "sm_90"), "fp64 in channels_last only; " + _THREE_QUARTERS),
+    *_cuda_spills(
+        "scaled_start", 124, 48, ("sm_80", "sm_90", "sm_100"), "four fp64 normals at once; " + _THREE_QUARTERS
+    ),
+    *_cuda_spills("start_scale", 140, 48, ("sm_80", "sm_90"), "four fp64 normals at once; " + _THREE_QUARTERS),
+    *_cuda_spills("start_sum", 384, 120, ("sm_100", "sm_120"), "four fp64 normals at once; " + _THREE_QUARTERS),
+    *_cuda_spills("kl_divergence", 68, 40, _ALL, "two rows on chip in blocks of up to 1024 threads: 64 registers each"),
+    *_cuda_spills("kl_divergence_long", 520, 112, _ALL[1:], "two online softmaxes; " + _THREE_QUARTERS),
+    *_cuda_spills("margin_loss", 132, 32, _ALL[1:], "four leaders of DLR with their places; " + _THREE_QUARTERS),
 )
 
 HIGHER_IS_BETTER = ("occupancy", "loads", "stores")

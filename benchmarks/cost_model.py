@@ -3,8 +3,8 @@
     microseconds = launches * launch latency + bytes / bandwidth
 
 fastsal's bytes and launches are counted: its CUDA kernels run on the emulator (tests/emulator), on two rows of the very
-size, which reports how often they were launched and what they read and wrote of rows (index vectors, flags and losses,
-a few bytes a row, are not counted). Those of other projects are the loops as counted in ``PEERS``. Left out, for all
+size, which reports how often they were launched and what they read and wrote of rows and wrote of flags, losses and
+indices (reading index vectors and labels, a few bytes a row, is not counted). Those of other projects are the loops as counted in ``PEERS``. Left out, for all
 alike: the model, what overlaps, and how much of a small batch the L2 cache holds (at 128x3x32x32 all of it: there the
 bytes cost less than predicted, and the launches decide).
 """

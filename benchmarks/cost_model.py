@@ -5,8 +5,8 @@
 fastsal's bytes and launches are counted: its CUDA kernels run on the emulator (tests/emulator), on two rows of the very
 size, which reports how often they were launched and what they read and wrote of rows and wrote of flags, losses and
 indices (reading index vectors and labels, a few bytes a row, is not counted). Those of other projects are the loops as
-counted in ``PEERS``. Left out, for all alike: the model, what overlaps, and how much of a small batch the L2 cache holds
-(at 128x3x32x32 all of it: there the bytes cost less than predicted, and the launches decide).
+counted in ``PEERS``. Left out, for all alike: the model, what overlaps, and how much of a small batch the L2 cache
+holds (at 128x3x32x32 all of it: there the bytes cost less than predicted, and the launches decide).
 """
 
 from __future__ import annotations

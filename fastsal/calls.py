@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ REMEMBERED = 1024  # kinds of call per operator; then they are forgotten all at 
 class Accepted:
     """What is known about every call of one description."""
 
-    outs: tuple[Out, ...]
+    allocations: tuple[Callable[[], Tensor], ...]  # of the outputs, in order
     copies: tuple[tuple[int, torch.memory_format], ...]  # operands to lay out anew: position, format
     spans: tuple[tuple[int, int], ...]  # operands that have memory: position, bytes from first element to last
 
@@ -43,6 +44,12 @@ def _copies(operator: Operator, args: Sequence[Any]) -> tuple[tuple[int, torch.m
             if not operand.is_contiguous(memory_format=target):
                 copies.append((at, target))
     return tuple(copies)
+
+
+def _allocation(out: Out) -> Callable[[], Tensor]:
+    """Memory for one output, each time it is called. By strides, since torch.empty takes half as long again."""
+    strides = torch.empty(out.shape, device="meta", memory_format=out.format).stride()
+    return partial(torch.empty_strided, out.shape, strides, dtype=out.dtype, device=out.device)
 
 
 def _spans(operands: Sequence[Any]) -> tuple[tuple[int, int], ...]:
@@ -82,7 +89,7 @@ def implementation(operator: Operator, body: Callable[..., int], check_values: b
     def examine(args: tuple[Any, ...], outs: dict[str, Tensor]) -> Accepted:
         plan = operator.plan(*args)
         given = operator.accept(plan, outs) if outs else ()
-        return Accepted(plan, _copies(operator, args), _spans((*args, *given)))
+        return Accepted(tuple(map(_allocation, plan)), _copies(operator, args), _spans((*args, *given)))
 
     def run(*given: Any, **outs: Tensor) -> Any:
         args = given if len(given) == arity else operator.complete(given)
@@ -98,7 +105,7 @@ def implementation(operator: Operator, body: Callable[..., int], check_values: b
         if outs:
             _refuse_overlap(operator, operands, call.spans)
         else:
-            outputs = tuple([out.allocate() for out in call.outs])
+            outputs = tuple([allocate() for allocate in call.allocations])
             operands = args + outputs
         if check_values:
             operator.values(*args)

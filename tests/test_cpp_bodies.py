@@ -22,7 +22,7 @@ if "cpp" not in BODIES:
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CLASSES = [2, 3, 10, 15, 16, 17, 33, 1000, 100_000]
+CLASSES = [2, 3, 10, 15, 16, 17, 33, 1000, 4096, 4097, 6145, 100_000]
 
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: str(d)[6:])
 each_gradient = pytest.mark.parametrize("grad_dtype", GRADIENTS, ids=lambda d: str(d)[6:])
@@ -37,6 +37,40 @@ def test_every_case_agrees_with_the_reference(name: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------------- steps
+
+
+@pytest.mark.parametrize("eps", [0.0, 5e-324, 1e-45, 1e-40, 2.0**-24, 8 / 255, 1 / 3, 1.0, 3.0, 1e30])
+@each_dtype
+@each_gradient
+def test_a_box_from_zero_gives_the_points_of_any_box(dtype: torch.dtype, grad_dtype: torch.dtype, eps: float) -> None:
+    """That box has a loop of its own; one bound per channel goes through the general one. -0 is left out: it does too."""
+    x = clean(40, (2, 50), dtype).abs()
+    x_adv = around(x, torch.full((1,), min(eps, 1.0), dtype=dtype), finite=False)
+    grad = gradients(40, (2, 50), grad_dtype, finite=False)
+    grad[:20] = grad[:20].nan_to_num(0, 0, 0)  # so that not every row is flagged
+    radius, alpha = torch.full((1,), eps, dtype=dtype), torch.full((1,), 0.01, dtype=dtype)
+    low, high = torch.zeros(1, dtype=dtype), torch.ones(1, dtype=dtype)
+    answers = [
+        run("cpp", "pgd_step", x, x_adv, grad, radius, alpha, low, high, None, None, INF),
+        run("cpp", "pgd_step", x, x_adv, grad, radius, alpha, low.repeat(2), high.repeat(2), None, None, INF),
+        run("reference", "pgd_step", x, x_adv, grad, radius, alpha, low, high, None, None, INF),
+    ]
+    assert 0 < int(answers[0][1].sum()) < 40
+    for other in answers[1:]:
+        assert same_bits(answers[0][0], other[0])
+        assert torch.equal(answers[0][1], other[1])
+
+
+@pytest.mark.parametrize("bad", [-1.0, -1e-45, 1.0000001, 2.0, INF, -INF, math.nan])
+@pytest.mark.parametrize("at", [0, 7, 99])
+def test_an_x_outside_a_box_from_zero_is_refused(bad: float, at: int) -> None:
+    x = torch.rand(3, 100)
+    x[1, at] = bad
+    zero, one, eps = torch.zeros(1), torch.ones(1), torch.full((1,), 0.1)
+    with pytest.raises(ValueError, match="x: expected"):
+        run("cpp", "pgd_step", x, torch.rand(3, 100), torch.randn(3, 100), eps, eps, zero, one, None, None, INF)
+    x[1, at] = -0.0  # is zero
+    run("cpp", "pgd_step", x, torch.rand(3, 100), torch.randn(3, 100), eps, eps, zero, one, None, None, INF)
 
 
 @pytest.mark.parametrize("size", [1e300, 1e-300, 5e-324, 1.7e308, 2e-308, 1e154, 1e-162, 1e-154, 1e-40, 1e38])
@@ -135,6 +169,25 @@ def test_cross_entropy_against_float64(classes: int, grad_dtype: torch.dtype) ->
     largest = logits == logits.amax(1, keepdim=True)
     lowest = torch.where(largest, torch.arange(classes), classes).amin(1)
     assert torch.equal(right, lowest == target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("at", [0, 2047, 2048, 9000])
+def test_cross_entropy_of_a_long_row_with_special_logits(at: int, dtype: torch.dtype) -> None:
+    """Rows longer than a block of softmax, that grow from block to block or fall, with one logit that is not finite."""
+    fall = torch.linspace(0, -200, 9001, dtype=dtype)
+    logits = torch.stack([fall, fall.flip(0), fall, fall, fall.flip(0), torch.full_like(fall, -INF)])
+    logits[2, at], logits[3, at], logits[4, at] = INF, math.nan, -INF
+    logits[5, at] = 1.0  # all of the probability
+    target = torch.tensor([0, 9000, at, at, 1, at])
+    loss, grad, right, over = run("cpp", "truncated_cross_entropy", logits, target, None, 0.5)
+    exact = logits.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact, target, reduction="none")
+    (slope,) = torch.autograd.grad(expected.sum(), exact)
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=2e-6, atol=2e-6, equal_nan=True)
+    torch.testing.assert_close(grad.double(), slope, rtol=1e-5, atol=1e-6, equal_nan=True)
+    assert right.tolist() == [True, True, True, False, False, True]
+    assert torch.equal(over, ~(loss <= 0.5))
 
 
 @each_gradient

@@ -99,6 +99,7 @@ struct UniformBox {
   FASTSAL_ROW T low(int64_t) const { return low_; }
   FASTSAL_ROW T high(int64_t) const { return high_; }
   FASTSAL_ROW UniformBox from(int64_t) const { return *this; }
+  FASTSAL_ROW bool from_zero() const { return low_ == 0 && high_ > 0; }
 };
 
 // One bound per element of a row, in the order in which the row lies in memory.
@@ -108,6 +109,7 @@ struct ElementBox {
   FASTSAL_ROW T low(int64_t i) const { return low_[i]; }
   FASTSAL_ROW T high(int64_t i) const { return high_[i]; }
   FASTSAL_ROW ElementBox from(int64_t i) const { return {low_ + i, high_ + i}; }
+  FASTSAL_ROW bool from_zero() const { return false; }
 };
 
 }  // namespace fastsal

@@ -5,7 +5,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "lanes.h"
+#include "largest.h"
 #include "losses.h"
 
 namespace fastsal {
@@ -42,5 +42,69 @@ FASTSAL_ROW T softmax_term_of(Z logits, G grad, int64_t i, T top) {
   else
     return softmax_term(T(value(logits[i])), top);
 }
+
+// Asks for memory that is soon to be used; any address will do.
+template <bool written, class T>
+FASTSAL_ROW void ask_for(T* at, int64_t offset) {
+#if defined(__GNUC__)
+  __builtin_prefetch(at + offset, written);
+#endif
+}
+template <bool written, class Pointer>
+FASTSAL_ROW void ask_for(const Pointer&, int64_t) {}
+
+// Terms of a row that is too long for the nearest cache, held in the gradient like those above, but relative to the
+// largest logit up to the end of their block: so a block is searched, and its terms computed, while it is near. The next
+// block is asked for meanwhile; by itself the memory would rest while exponentials are computed.
+template <class T>
+struct SoftmaxBlocks {
+  static constexpr int64_t kBlock = 2048, kMost = 64;
+  T top, total;
+  T tops[kMost];  // one for each block
+
+  static FASTSAL_ROW bool worthwhile(int64_t classes) { return classes > 2 * kBlock && classes <= kMost * kBlock; }
+
+  // `total` is NaN where a logit is NaN or infinite in a way that needs care; then nothing here counts.
+  template <class Z, class G>
+  FASTSAL_ROW SoftmaxBlocks(Z logits, G grad, int64_t classes) : top(-Limits<T>::infinity) {
+    T lanes[kLanes] = {};
+    T* ends = tops;
+    for (int64_t first = 0; first < classes; first += kBlock) {
+      const int64_t count = first + kBlock < classes ? kBlock : classes - first;
+      const auto score = [&](int64_t i) FASTSAL_LAMBDA { return T(value(logits[first + i])); };
+      const T larger = largest_of<T>(count, score).value;
+      if (larger > top) {
+        const T smaller = softmax_term(top, larger);
+        for (int64_t l = 0; l < kLanes; ++l) lanes[l] *= smaller;
+        top = larger;
+      }
+      *ends++ = top;
+      const T shift = top;
+      for_blocks(count, T(-Limits<T>::infinity), score, [&](auto z, int64_t i, int64_t some) FASTSAL_LAMBDA {
+        ask_for<false>(logits, first + kBlock + i);
+        ask_for<true>(grad, first + kBlock + i);
+        T terms[kLanes];
+        for (int64_t l = 0; l < kLanes; ++l) {
+          terms[l] = softmax_term(z(l), shift);
+          lanes[l] += terms[l];
+        }
+        store_block(grad, first + i, some, terms);
+      });
+    }
+    total = fold(lanes);
+  }
+
+  // Turns the held terms into probabilities.
+  template <class G>
+  FASTSAL_ROW void normalize(G grad, int64_t classes) const {
+    const T inverse = 1 / total;
+    const T* ends = tops;
+    for (int64_t first = 0; first < classes; first += kBlock) {
+      const int64_t end = first + kBlock < classes ? first + kBlock : classes;
+      const T scale = softmax_term(*ends++, top) * inverse;
+      for (int64_t i = first; i < end; ++i) store(&grad[i], T(grad[i]) * scale);
+    }
+  }
+};
 
 }  // namespace fastsal

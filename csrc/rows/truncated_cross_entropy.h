@@ -12,10 +12,28 @@ struct CrossEntropy {
   bool right, over;
 };
 
+// What is left to do once the gradient holds probabilities.
+template <class T, class G, class Score>
+FASTSAL_ROW CrossEntropy<T> cross_entropy_of(Score score, G grad, int64_t label, T top, T total, T cut) {
+  const T own = score(label), loss = cross_entropy_loss(total, own, top);
+  store(&grad[label], cross_entropy_slope_by(softmax_term(own, top), 1 / total, true));
+  // right: the label has the largest logit, and no class before it has the same
+  const auto is_top = [&](int64_t i) FASTSAL_LAMBDA { return score(i) == top; };
+  return {loss, own == top && first_match(label, is_top) == label, is_over(loss, cut)};
+}
+
 template <class T, class Z, class G>
 FASTSAL_ROW CrossEntropy<T> cross_entropy_row(Z logits, G grad, int64_t classes, int64_t label, T cut) {
   const auto score = [&](int64_t i) FASTSAL_LAMBDA { return T(value(logits[i])); };
-  const T top = largest_of<T>(classes, score).value, own = score(label);
+  if constexpr (kHoldsTerms<T, Z>)
+    if (SoftmaxBlocks<T>::worthwhile(classes)) {
+      const SoftmaxBlocks<T> blocks(logits, grad, classes);
+      if (blocks.total == blocks.total) {
+        blocks.normalize(grad, classes);
+        return cross_entropy_of(score, grad, label, blocks.top, blocks.total, cut);
+      }
+    }
+  const T top = largest_of<T>(classes, score).value;
   const T total = softmax_total<T>(logits, grad, classes, top), inverse = 1 / total;
   const auto term = [&](int64_t i) FASTSAL_LAMBDA { return softmax_term_of<T>(logits, grad, i, top); };
   for_blocks(classes, T(0), term, [&](auto terms, int64_t i, int64_t count) FASTSAL_LAMBDA {
@@ -23,13 +41,9 @@ FASTSAL_ROW CrossEntropy<T> cross_entropy_row(Z logits, G grad, int64_t classes,
     for (int64_t l = 0; l < kLanes; ++l) slopes[l] = cross_entropy_slope_by(terms(l), inverse, false);
     store_block(grad, i, count, slopes);
   });
-  store(&grad[label], cross_entropy_slope_by(softmax_term(own, top), inverse, true));
-  // right: the label has the largest logit, no class before it has the same, and no logit is NaN
-  const auto is_top = [&](int64_t i) FASTSAL_LAMBDA { return score(i) == top; };
-  const bool right = own == top && first_match(label, is_top) == label;
-  const bool nan = total != total && largest_of<T>(classes, score).nan;
-  const T loss = cross_entropy_loss(total, own, top);
-  return {loss, right && !nan, is_over(loss, cut)};
+  CrossEntropy<T> row = cross_entropy_of(score, grad, label, top, total, cut);
+  row.right = row.right && !(total != total && largest_of<T>(classes, score).nan);  // a NaN is never right
+  return row;
 }
 
 // The same for `count` <= 16 rows of at most 16 classes, each row in a lane of its own: where rows are short, it is
@@ -37,6 +51,8 @@ FASTSAL_ROW CrossEntropy<T> cross_entropy_row(Z logits, G grad, int64_t classes,
 template <class T, class Z, class G>
 FASTSAL_ROW void cross_entropy_short_rows(Z logits, G grad, int64_t count, int64_t classes, const int64_t* labels,
                                           T cut, CrossEntropy<T>* out) {
+  using Index = typename Bits<T>::Int;
+  using Mask = typename Bits<T>::Unsigned;
   T z[kLanes][kLanes], terms[kLanes][kLanes], sums[kLanes][kLanes], top[kLanes], own[kLanes];
   T loss[kLanes], inverse[kLanes];
   for (int64_t j = 0; j < kLanes; ++j) {
@@ -55,14 +71,19 @@ FASTSAL_ROW void cross_entropy_short_rows(Z logits, G grad, int64_t count, int64
   for (int64_t j = 0; j < kLanes; ++j) inverse[j] = 1 / sums[0][j];
   for (int64_t c = 0; c < classes; ++c)
     for (int64_t j = 0; j < kLanes; ++j) terms[c][j] = cross_entropy_slope_by(terms[c][j], inverse[j], false);
+  // right: the label has the largest logit, no class before it has the same, and no logit is NaN
+  Index first[kLanes];
+  Mask nan[kLanes];
+  for (int64_t j = 0; j < kLanes; ++j) first[j] = -1, nan[j] = 0;
+  for (int64_t c = classes - 1; c >= 0; --c)
+    for (int64_t j = 0; j < kLanes; ++j) {
+      first[j] = z[c][j] == top[j] ? Index(c) : first[j];
+      nan[j] |= Mask(!(z[c][j] == z[c][j]));
+    }
   for (int64_t j = 0; j < count; ++j) {
     for (int64_t c = 0; c < classes; ++c) store(&grad[j * classes + c], terms[c][j]);
-    const int64_t label = labels[j];
-    store(&grad[j * classes + label], cross_entropy_slope_by(softmax_term(own[j], top[j]), inverse[j], true));
-    bool right = own[j] == top[j];
-    for (int64_t c = 0; c < label; ++c) right &= z[c][j] != top[j];
-    for (int64_t c = 0; c < classes; ++c) right &= z[c][j] == z[c][j];
-    out[j] = {loss[j], right, is_over(loss[j], cut)};
+    store(&grad[j * classes + labels[j]], terms[labels[j]][j] - T(1));
+    out[j] = {loss[j], first[j] == Index(labels[j]) && nan[j] == 0, is_over(loss[j], cut)};
   }
 }
 

@@ -43,7 +43,7 @@ def test_every_case_agrees_with_the_reference(name: str) -> None:
 @each_dtype
 @each_gradient
 def test_a_box_from_zero_gives_the_points_of_any_box(dtype: torch.dtype, grad_dtype: torch.dtype, eps: float) -> None:
-    """That box has a loop of its own; one bound per channel goes through the general one. -0 is left out: it does too."""
+    """That box has a loop of its own; a bound per channel takes the general one, and so does a -0."""
     x = clean(40, (2, 50), dtype).abs()
     x_adv = around(x, torch.full((1,), min(eps, 1.0), dtype=dtype), finite=False)
     grad = gradients(40, (2, 50), grad_dtype, finite=False)

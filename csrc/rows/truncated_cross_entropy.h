@@ -51,17 +51,19 @@ FASTSAL_ROW CrossEntropy<T> cross_entropy_row(Z logits, G grad, int64_t classes,
 template <class T, class Z, class G>
 FASTSAL_ROW void cross_entropy_short_rows(Z logits, G grad, int64_t count, int64_t classes, const int64_t* labels,
                                           T cut, CrossEntropy<T>* out) {
-  using Index = typename Bits<T>::Int;
-  using Mask = typename Bits<T>::Unsigned;
   T z[kLanes][kLanes], terms[kLanes][kLanes], sums[kLanes][kLanes], top[kLanes], own[kLanes];
-  T loss[kLanes], inverse[kLanes];
+  T loss[kLanes], inverse[kLanes], first[kLanes];  // first: the lowest class that has the largest logit
   for (int64_t j = 0; j < kLanes; ++j) {
     const int64_t row = j < count ? j : 0;
     for (int64_t c = 0; c < classes; ++c) z[c][j] = T(value(logits[row * classes + c]));
   }
-  for (int64_t j = 0; j < kLanes; ++j) top[j] = z[0][j], own[j] = z[j < count ? labels[j] : 0][j];
+  for (int64_t j = 0; j < kLanes; ++j) top[j] = z[0][j], first[j] = 0, own[j] = z[j < count ? labels[j] : 0][j];
   for (int64_t c = 1; c < classes; ++c)
-    for (int64_t j = 0; j < kLanes; ++j) top[j] = z[c][j] > top[j] ? z[c][j] : top[j];
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const T had = top[j];
+      top[j] = z[c][j] > had ? z[c][j] : had;
+      first[j] = z[c][j] > had ? T(c) : first[j];
+    }
   for (int64_t c = 0; c < classes; ++c)
     for (int64_t j = 0; j < kLanes; ++j) sums[c][j] = terms[c][j] = softmax_term(z[c][j], top[j]);
   for (int64_t width = kLanes / 2; width > 0; width /= 2)
@@ -71,19 +73,13 @@ FASTSAL_ROW void cross_entropy_short_rows(Z logits, G grad, int64_t count, int64
   for (int64_t j = 0; j < kLanes; ++j) inverse[j] = 1 / sums[0][j];
   for (int64_t c = 0; c < classes; ++c)
     for (int64_t j = 0; j < kLanes; ++j) terms[c][j] = cross_entropy_slope_by(terms[c][j], inverse[j], false);
-  // right: the label has the largest logit, no class before it has the same, and no logit is NaN
-  Index first[kLanes];
-  Mask nan[kLanes];
-  for (int64_t j = 0; j < kLanes; ++j) first[j] = -1, nan[j] = 0;
-  for (int64_t c = classes - 1; c >= 0; --c)
-    for (int64_t j = 0; j < kLanes; ++j) {
-      first[j] = z[c][j] == top[j] ? Index(c) : first[j];
-      nan[j] |= Mask(!(z[c][j] == z[c][j]));
-    }
   for (int64_t j = 0; j < count; ++j) {
     for (int64_t c = 0; c < classes; ++c) store(&grad[j * classes + c], terms[c][j]);
     store(&grad[j * classes + labels[j]], terms[labels[j]][j] - T(1));
-    out[j] = {loss[j], first[j] == Index(labels[j]) && nan[j] == 0, is_over(loss[j], cut)};
+    bool right = first[j] == T(labels[j]);
+    if (sums[0][j] != sums[0][j])
+      for (int64_t c = 0; c < classes; ++c) right &= z[c][j] == z[c][j];
+    out[j] = {loss[j], right, is_over(loss[j], cut)};
   }
 }
 

@@ -63,6 +63,8 @@ RADII = [8 / 255, 0.25, 0, 1e-40, 3, 1e-300, 1.3e-7, 2.4e-16, 3e-8, 1e-16]
 STEPS = [2 / 255, -0.7, 0.01, 0.3, 0.3, -0.0, 1e-7, 2e-16, -1, 1]
 
 
+MAGNITUDES = [0, 300, -300, 154, -162, 306, -320, 200, -200, 1]  # of gradients, powers of ten
+
 BASES = {"infinite": "per channel", "below": "unit", "upper": "per channel"}  # boxes made of one of tests/operands.py
 
 
@@ -87,7 +89,10 @@ def _points(x: Tensor, eps: Tensor, p: float) -> Tensor:
 
 def _slopes(count: int, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> Tensor:
     """Gradients with ties and zeros ("plain"), of all magnitudes ("finite"), or not finite in places ("special"), or in
-    one or two ("sparse")."""
+    one or two ("sparse"); or each row at a magnitude of its own, as far as fp64 goes ("scaled")."""
+    if kind == "scaled":
+        scale = 10.0 ** torch.tensor(MAGNITUDES[:count], dtype=F64)
+        return (torch.randn(count, *shape, dtype=F64) * scale.view(-1, *[1] * len(shape))).to(dtype)
     if kind not in ("plain", "sparse"):
         return gradients(count, shape, dtype, finite=kind == "finite")
     grad = (torch.randn(count, *shape) * 3).round() / 4
@@ -176,6 +181,7 @@ def _labelled(rows: int, classes: int, dtype: torch.dtype, index: str, special: 
         logits[9, own[9]] = INF
         logits[10, anywhere[10]] = torch.finfo(dtype).max
         logits[11, own[11]] = 1000  # the others' probabilities are exactly 0
+        logits[12, own[12]], logits[12, (own[12] + 1) % classes] = 500, math.nan  # the largest of the others, not right
     return logits, target, ids
 
 
@@ -285,6 +291,8 @@ def _quick_steps() -> Iterator[Case]:
         yield _case(_pgd_step, F32, F32, p, (2500,), 9, "unit", "none", "sparse")
         yield _case(_pgd_step, F32, F32, p, CUT, 3, "per channel", values="sparse")
     yield _case(_pgd_step, F32, F32, INF, SEGMENTS, 3, "per channel", values="sparse")
+    yield _case(_pgd_step, F64, F64, 2.0, (40,), 10, "none", "none", "scaled")
+    yield _case(_pgd_step, F32, F32, 1.0, (21,), 6, "none", "none", "finite")
 
 
 def _full_steps() -> Iterator[Case]:
@@ -304,6 +312,7 @@ def _quick_entropies() -> Iterator[Case]:
     yield _case(_truncated_cross_entropy, F32, 10, 14, 0.7)
     yield _case(_truncated_cross_entropy, F32, 2, 13, 0.0)
     yield _case(_truncated_cross_entropy, F64, 3, 13, INF, "none")
+    yield _case(_truncated_cross_entropy, F32, 16, 17, 0.7)
     yield _case(_truncated_cross_entropy, BF16, 17, 13, 0.7, base=1)
     yield _case(_truncated_cross_entropy, F16, 33, 13, 1.5)
     yield _case(_truncated_cross_entropy, F32, 1000, 13, 0.0)
@@ -346,6 +355,7 @@ def _quick_divergences() -> Iterator[Case]:
     for both in (True, False):
         yield _case(_kl_divergence, F32, 10, 14, both)
         yield _case(_kl_divergence, F32, 2, 13, both, "none")
+        yield _case(_kl_divergence, F32, 16, 17, both)
         yield _case(_kl_divergence, F64, 17, 13, both, base=1)
         yield _case(_kl_divergence, BF16, 33, 13, both)
         yield _case(_kl_divergence, F16, 1000, 13, both)

@@ -105,6 +105,15 @@ def test_all_65536_values_widen_as_in_torch_and_come_back(half: torch.dtype, mat
     assert back[~number].isnan().all()
 
 
+def beyond(half: torch.dtype) -> Tensor:
+    """Where infinity begins, and its neighbours; the smallest and the largest patterns of a NaN."""
+    pattern = {torch.float16: 0x477FF000, torch.bfloat16: 0x7F7F8000}[half]
+    edge = torch.tensor([pattern], dtype=torch.int32).view(torch.float32)
+    down, up = edge.nextafter(torch.zeros(1)), edge.nextafter(torch.full((1,), math.inf))
+    nan = torch.tensor([0x7F800001, 0x7FFFFFFF, -0x7FFFFF], dtype=torch.int32).view(torch.float32)
+    return torch.cat((edge, down, up, -edge, -down, -up, nan))
+
+
 @each_half
 def test_narrowing_rounds_as_in_torch(half: torch.dtype, maths: ctypes.CDLL) -> None:
     """Halfway between all neighbours, one float to either side, and two million floats of every magnitude."""
@@ -115,7 +124,7 @@ def test_narrowing_rounds_as_in_torch(half: torch.dtype, maths: ctypes.CDLL) -> 
     patterns = (
         torch.linspace(-(2.0**31), 2.0**31 - 1, 2_000_003, dtype=torch.float64).to(torch.int32).view(torch.float32)
     )
-    values = torch.cat((middle, *around, patterns, torch.tensor([math.inf, -math.inf, 0.0, -0.0])))
+    values = torch.cat((middle, *around, patterns, beyond(half), torch.tensor([math.inf, -math.inf, 0.0, -0.0])))
     got, expected = mapped(getattr(maths, f"to_{str(half)[6:]}"), values, half), values.to(half)
     number = ~values.isnan()
     assert got[~number].isnan().all()

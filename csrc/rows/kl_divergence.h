@@ -47,7 +47,7 @@ FASTSAL_ROW T kl_row(Z clean, Z adv, G adv_grad, G clean_grad, int64_t classes) 
 }
 
 // The same for `count` <= 16 rows of at most 16 classes, each row in a lane of its own, as in truncated_cross_entropy.h.
-// `samples[j]`: the clean row of row j; negative for padding, of which nothing is stored.
+// `samples[j]`: the clean row of row j; negative for padding, of which nothing is read and whose results mean nothing.
 template <bool both, class T, class Z, class G>
 FASTSAL_ROW void kl_short_rows(Z clean, const int64_t* samples, Z adv, G adv_grad, G clean_grad, int64_t count,
                                int64_t classes, T* loss) {
@@ -93,7 +93,6 @@ FASTSAL_ROW void kl_short_rows(Z clean, const int64_t* samples, Z adv, G adv_gra
         z[c][j] = kl_clean_slope(terms[c][j], total[j], z[c][j], top[j], w[c][j], adv_top[j], shift[j], losses[j]);
     }
   for (int64_t j = 0; j < count; ++j) {
-    if (samples[j] < 0) continue;
     loss[j] = losses[j];
     for (int64_t c = 0; c < classes; ++c) {
       store(&adv_grad[j * classes + c], sums[c][j]);

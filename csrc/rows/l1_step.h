@@ -220,9 +220,9 @@ FASTSAL_ROW StepFlags l1_step_row(X x, A x_adv, G grad, O next, int64_t size, T 
   const Key largest = keys.largest();
   const bool finite = largest < (sizeof(Key) == 8 ? Key(0x7ff0000000000000ull) : Key(0x7f800000u));
   double* delta = scratch;
-  if (finite && size > 0) {
+  if (finite) {
     const L1Choice<Key> choice = l1_choose(keys, largest, topk, offset);
-    const double share = double(alpha) / double(choice.moving > 0 ? choice.moving : 1);
+    const double share = double(alpha) / double(choice.moving);  // where nothing moves, nobody takes it
     if (choice.last < 0 || choice.last >= size) {  // no index to look at
       const Key least = choice.last < 0 ? choice.threshold + 1 : choice.threshold;
       for (int64_t i = 0; i < size; ++i)

@@ -7,7 +7,6 @@
 namespace fastsal {
 
 // Adding and subtracting 1.5 * 2^(mantissa bits) rounds to the nearest integer, on every instruction set.
-FASTSAL_ROW float nearest(float v) { return (v + 0x1.8p23f) - 0x1.8p23f; }
 FASTSAL_ROW double nearest(double v) { return (v + 0x1.8p52) - 0x1.8p52; }
 
 // e^v for v <= 0 (the only case a softmax has); NaN stays NaN. Relative error below 2 units in the last place.
@@ -98,7 +97,7 @@ FASTSAL_ROW Rotation turn(double u) {
   c = c * z + 1.0 / 24.0;
   c = c * z - 0.5;
   c = c * z + 1.0;
-  const int32_t q = int32_t(quarter) & 3;
+  const int32_t q = int32_t(quarter);  // 0 to 4
   const double sine = (q & 1) ? c : s, cosine = (q & 1) ? s : c;
   return {(q & 2) ? -sine : sine, (q == 1 || q == 2) ? -cosine : cosine};
 }

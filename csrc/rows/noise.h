@@ -59,9 +59,9 @@ FASTSAL_ROW NormalPair normal_pair(uint32_t word0, uint32_t word1) {
   return {length * angle.cosine, length * angle.sine};
 }
 
-// u^(1/size): the share of the radius that a uniform point of the L2 ball has
+// u^(1/size): the share of the radius that a uniform point of the L2 ball has (0 where there are no dimensions)
 FASTSAL_ROW double l2_reach(uint32_t word, int64_t size) {
-  return exp_nonpositive(log_positive(uniform<double>(word)) / double(size > 0 ? size : 1));
+  return exp_nonpositive(log_positive(uniform<double>(word)) / double(size));
 }
 
 // A standard exponential, and the same with the sign that the lowest bit of the word tells (no part of u).

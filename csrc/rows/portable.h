@@ -90,7 +90,7 @@ FASTSAL_ROW void store(float16* out, float v) {
   const uint32_t subnormal = bits_of<uint32_t>(bits_of<float>(magnitude) + 0.5f) - 0x3f000000u;
   uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
   half = magnitude >= 0x477ff000u ? 0x7c00u : half;                    // overflow to infinity
-  half = magnitude > 0x7f800000u ? 0x7e00u | ((bits >> 13) & 0x1ff) : half;  // NaN stays NaN
+  half = magnitude > 0x7f800000u ? 0x7e00u : half;                           // NaN stays NaN
   out->bits = uint16_t(sign | half);
 }
 

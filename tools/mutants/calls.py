@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import emulated
+import row_parts
 import torch
 from kernel_cases import Case, answer, cases, disagreement, run_reference, wild_cases
 from torch import Tensor
 
 from tools.mutants.libraries import Target
 from tools.mutants.maths import maths_checks
-from tools.mutants.memory import fenced_case
+from tools.mutants.memory import fenced, fenced_case
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool]  # of without_torch
 # Order of the threads, the most of them in a block, and the most blocks in a grid: what a missing barrier, a wrong lane
@@ -66,14 +67,17 @@ def call_cpu(library: ctypes.CDLL, operands: tuple[Any, ...]) -> int:
 def checks(target: Target) -> Iterator[Check]:
     """Everything that a target has to get right."""
     if target.kind == "maths":
-        yield from (Check(label, problem) for label, problem in maths_checks())
+        yield from (Check(label, problem) for label, problem in itertools.chain(maths_checks(), row_parts.checks(fenced)))
     elif target.kind == "cpu":
-        for case in map(fenced_case, cases(target.name, "quick")):
+        for bare in cases(target.name, "quick"):
+            case = fenced_case(bare)
             yield _agreement(case, call_cpu)
+            yield _agreement(fenced_case(bare, in_front=True), call_cpu, "-in-front")
             yield from map(_refusal, _outside(case))
     else:
-        for case in map(fenced_case, itertools.chain(cases(target.name, "quick"), wild_cases(target.name))):
-            for seed, threads, grid in MACHINES if "wild" not in case.label else MACHINES[:1]:
+        for bare in itertools.chain(cases(target.name, "quick"), wild_cases(target.name)):
+            for seed, threads, grid in MACHINES if "wild" not in bare.label else MACHINES[:1]:
+                case = fenced_case(bare, in_front=seed == 1)
                 machine = {"seed": seed, "threads": threads, "grid_limit": grid}
 
                 def run(library: ctypes.CDLL, operands: tuple[Any, ...], machine: dict[str, int] = machine) -> int:

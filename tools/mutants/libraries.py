@@ -1,7 +1,7 @@
 """Mutated sources as shared libraries: one that holds all mutations behind a switch, or one per mutation.
 
 A *target* is what a library is made of: an operator's CPU bodies (csrc/cpu, without torch), its CUDA kernels on the
-emulator of tests/emulator, or the maths under both (tests/cpu_maths.cpp).
+emulator of tests/emulator, or the maths and other parts under both (tests/cpu_maths.cpp, tests/row_parts.cpp).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CPU = """#include "cpu/{name}.cpp"
 extern "C" int64_t run(const Operand* operands) {{ return call(&fastsal::{name}, operands); }}
 """
 MATHS = f"""#include "{ROOT}/tests/cpu_maths.cpp"
-#include "rows/random_start.h"
+#include "{ROOT}/tests/row_parts.cpp"
 extern "C" void words_of(uint64_t seed, uint64_t sample, uint64_t block, int64_t count, uint32_t* out) {{
   uint32_t chunk[4 * kBlocks];
   for (int64_t at = 0; at < count; at += kBlocks) {{

@@ -31,7 +31,10 @@ def maths_checks() -> Iterator[tuple[str, Problem]]:
         around = [middle.nextafter(torch.full_like(middle, side)) for side in (-math.inf, math.inf)]
         patterns = torch.linspace(-(2.0**31), 2.0**31 - 1, 50_003, dtype=torch.float64).to(torch.int32)
         extremes = torch.tensor([math.inf, -math.inf, 0.0, -0.0, math.nan])
-        values = torch.cat((middle, *around, patterns.view(torch.float32), extremes))
+        first_infinite = {"float16": 0x477FF000, "bfloat16": 0x7F7F8000}[name]
+        ends = torch.tensor([first_infinite, first_infinite - 1, first_infinite + 1, 0x7F800001, 0x7FFFFFFF])
+        ends = ends.to(torch.int32).view(torch.float32)
+        values = torch.cat((middle, *around, patterns.view(torch.float32), extremes, ends))
         yield f"narrowing {name}", _same(f"to_{name}", values, values.to(half))
     for function in ("words_of", "block_of"):
         for seed, sample, block in itertools.product((0, -1, 0x123456789ABCDEF), (0, 2**40 + 7), (0, 2**33 - 9, -20)):

@@ -1,5 +1,5 @@
-// What rows are made of (csrc/rows), callable from Python: sums that are rounded in a known direction, sums in lanes, the
-// largest numbers of a row, the noise of a chunk, and the two searches of an L1 step.
+// What rows are made of (csrc/rows), callable from Python: sums that are rounded in a known direction, sums in lanes,
+// the largest numbers of a row, the noise of a chunk, and the two searches of an L1 step.
 #include "rows/l1_step.h"
 #include "rows/largest.h"
 #include "rows/margin_loss.h"

@@ -1,7 +1,7 @@
 """What the functions of row_parts.cpp must make, against fractions, sorting and closed forms.
 
-    for label, problem in checks():
-        assert (wrong := problem(library)) is None, f"{label}: {wrong}"
+for label, problem in checks():
+    assert (wrong := problem(library)) is None, f"{label}: {wrong}"
 """
 
 from __future__ import annotations

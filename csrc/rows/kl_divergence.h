@@ -46,8 +46,8 @@ FASTSAL_ROW T kl_row(Z clean, Z adv, G adv_grad, G clean_grad, int64_t classes) 
   return loss;
 }
 
-// The same for `count` <= 16 rows of at most 16 classes, each row in a lane of its own, as in truncated_cross_entropy.h.
-// `samples[j]`: the clean row of row j; negative for padding, of which nothing is read and whose results mean nothing.
+// The same for `count` <= 16 rows of at most 16 classes, each row in a lane of its own, as in
+// truncated_cross_entropy.h. `samples[j]`: the clean row of row j; negative for padding, whose results mean nothing.
 template <bool both, class T, class Z, class G>
 FASTSAL_ROW void kl_short_rows(Z clean, const int64_t* samples, Z adv, G adv_grad, G clean_grad, int64_t count,
                                int64_t classes, T* loss) {

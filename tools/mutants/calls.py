@@ -67,7 +67,9 @@ def call_cpu(library: ctypes.CDLL, operands: tuple[Any, ...]) -> int:
 def checks(target: Target) -> Iterator[Check]:
     """Everything that a target has to get right."""
     if target.kind == "maths":
-        yield from (Check(label, problem) for label, problem in itertools.chain(maths_checks(), row_parts.checks(fenced)))
+        yield from (
+            Check(label, problem) for label, problem in itertools.chain(maths_checks(), row_parts.checks(fenced))
+        )
     elif target.kind == "cpu":
         for bare in cases(target.name, "quick"):
             case = fenced_case(bare)

@@ -74,6 +74,10 @@ def flat(values: Tensor) -> Tensor:
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
+def _length(values: list[float]) -> float:
+    return math.sqrt(math.fsum(value * value for value in values))
+
+
 def _outside(case: Case, value: Tensor, x: Tensor, eps: Tensor) -> str | None:
     """Whether a row left the ball or the box, in float64 on the stored values."""
     for bound, beyond in ((case["clip_min"], torch.lt), (case["clip_max"], torch.gt)):
@@ -86,7 +90,7 @@ def _outside(case: Case, value: Tensor, x: Tensor, eps: Tensor) -> str | None:
         largest = sizes.max().item() if len(sizes) else 0.0
         length = {
             math.inf: lambda sizes=sizes, largest=largest: largest,
-            2.0: lambda sizes=sizes, largest=largest: largest and torch.linalg.vector_norm(sizes / largest) * largest,
+            2.0: lambda sizes=sizes, largest=largest: largest and _length((sizes / largest).tolist()) * largest,
             1.0: lambda sizes=sizes, largest=largest: math.fsum(sizes.tolist()),
         }[case["p"]]()
         if length > radius:

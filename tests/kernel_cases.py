@@ -63,7 +63,8 @@ RADII = [8 / 255, 0.25, 0, 1e-40, 3, 1e-300, 1.3e-7, 2.4e-16, 3e-8, 1e-16]
 STEPS = [2 / 255, -0.7, 0.01, 0.3, 0.3, -0.0, 1e-7, 2e-16, -1, 1]
 
 
-MAGNITUDES = [0, 300, -300, 154, -162, 306, -320, 200, -200, 1]  # of gradients, powers of ten
+# Powers of ten for whole rows. At the fractions, the squares of some elements can be added as they are, of others not.
+MAGNITUDES = [0, 300, -300, 144.5, -144.5, 306, -320, 200, -200, 1]
 
 BASES = {"infinite": "per channel", "below": "unit", "upper": "per channel"}  # boxes made of one of tests/operands.py
 
@@ -87,13 +88,26 @@ def _points(x: Tensor, eps: Tensor, p: float) -> Tensor:
     return torch.where((torch.arange(x.shape[0]) % 2 == 0).view(each), inner, outer)
 
 
+def _scaled(count: int, shape: tuple[int, ...]) -> Tensor:
+    scale = 10.0 ** torch.tensor(MAGNITUDES[:count], dtype=F64)
+    return torch.randn(count, *shape, dtype=F64) * scale.view(-1, *[1] * len(shape))
+
+
+def _crumbs(count: int, shape: tuple[int, ...], p: float) -> Tensor:
+    """A few large elements, then so many small ones that none of them changes a sum, and all of them do."""
+    points = torch.full((count, math.prod(shape)), 2.0**-27 if p == 2 else 2.0**-54, dtype=F64)
+    points[:, :16] = 1
+    return points.view(count, *shape)
+
+
 def _slopes(count: int, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> Tensor:
     """Gradients with ties and zeros ("plain"), of all magnitudes ("finite"), or not finite in places ("special"), or in
-    one or two ("sparse"); or each row at a magnitude of its own, as far as fp64 goes ("scaled")."""
+    one or two ("sparse"); or each row at a magnitude of its own, as far as fp64 goes ("scaled"); or none ("crumbs")."""
     if kind == "scaled":
-        scale = 10.0 ** torch.tensor(MAGNITUDES[:count], dtype=F64)
-        return (torch.randn(count, *shape, dtype=F64) * scale.view(-1, *[1] * len(shape))).to(dtype)
-    if kind not in ("plain", "sparse"):
+        return _scaled(count, shape).to(dtype)
+    if kind == "crumbs":
+        return torch.zeros(count, *shape, dtype=dtype)
+    if kind not in ("plain", "sparse", "far"):
         return gradients(count, shape, dtype, finite=kind == "finite")
     grad = (torch.randn(count, *shape) * 3).round() / 4
     grad[2:3] = 0
@@ -147,7 +161,12 @@ def _pgd_step(
     if rows is not None:
         of_row = torch.arange(len(rows)) if ids is None else ids.clamp(min=0)
         owner[rows] = of_row
-    here = _points(x[owner], eps if shared else eps[owner], p)
+    if values == "crumbs":
+        x, here = torch.zeros_like(x), _crumbs(slots, shape, p).to(dtype)
+    elif values == "far":  # every row at a magnitude of its own, several times as far out as its radius
+        x, here, eps = torch.zeros_like(x), _scaled(slots, shape), 10.0 ** torch.tensor(MAGNITUDES[:slots], dtype=dtype)
+    else:
+        here = _points(x[owner], eps if shared else eps[owner], p)
     slope = _slopes(slots, shape, grad, values)
     topk = max(1, math.ceil(share * math.prod(shape))) if p == 1 else 1
     operands = [_dense(operand, last, base) for operand in (x, here, slope)]
@@ -291,7 +310,10 @@ def _quick_steps() -> Iterator[Case]:
         yield _case(_pgd_step, F32, F32, p, (2500,), 9, "unit", "none", "sparse")
         yield _case(_pgd_step, F32, F32, p, CUT, 3, "per channel", values="sparse")
     yield _case(_pgd_step, F32, F32, INF, SEGMENTS, 3, "per channel", values="sparse")
-    yield _case(_pgd_step, F64, F64, 2.0, (40,), 10, "none", "none", "scaled")
+    for values in ("scaled", "far"):
+        yield _case(_pgd_step, F64, F64, 2.0, (40,), 10, "none", "none", values)
+    for p in (2.0, 1.0):
+        yield _case(_pgd_step, F64, F32, p, (8208,), 2, "none", "none", "crumbs")
     yield _case(_pgd_step, F32, F32, 1.0, (21,), 6, "none", "none", "finite")
 
 

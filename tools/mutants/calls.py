@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import cuda_parts
 import emulated
 import row_parts
 import torch
@@ -70,6 +71,8 @@ def checks(target: Target) -> Iterator[Check]:
         yield from (
             Check(label, problem) for label, problem in itertools.chain(maths_checks(), row_parts.checks(fenced))
         )
+    elif target.kind == "parts":
+        yield from itertools.starmap(Check, cuda_parts.checks())
     elif target.kind == "cpu":
         for bare in cases(target.name, "quick"):
             case = fenced_case(bare)
@@ -93,7 +96,8 @@ def _agreement(case: Case, run: Callable[[ctypes.CDLL, tuple[Any, ...]], int], l
     expected = run_reference(case)
 
     def problem(library: ctypes.CDLL) -> str | None:
-        return disagreement(case, answer(case, lambda *operands: run(library, operands)), expected)
+        found: str | None = disagreement(case, answer(case, lambda *operands: run(library, operands)), expected)
+        return found
 
     return Check(case.label + label, problem)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,7 @@ def _switched(made: Build, measured: list[Measured], order: Order[Measured], job
             reaching = [m for m in measured if m.places[made.first[number]]]
             chosen[number] = order(mutation, reaching)
             steps = [m.step(m.library.loaded) for m in chosen[number]]
-            yield trial.Trial(number, steps, lambda number=number: _switch(made, number))
+            yield trial.Trial(number, steps, functools.partial(_switch, made, number))
 
     for tried, verdict in trial.run(trials(), jobs):
         by = chosen[tried.key][verdict.step] if tried.steps else None

@@ -1,7 +1,7 @@
 """Mutated sources as shared libraries: one that holds all mutations behind a switch, or one per mutation.
 
 A *target* is what a library is made of: an operator's CPU bodies (csrc/cpu, without torch), its CUDA kernels on the
-emulator of tests/emulator, or the maths and other parts under both (tests/cpu_maths.cpp, tests/row_parts.cpp).
+emulator of tests/emulator, or parts of both by themselves (tests/cpu_maths.cpp, row_parts.cpp, cuda_parts.cpp).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import cuda_parts
 import emulated
 
 from fastsal.operators import OPERATORS
@@ -54,23 +55,23 @@ extern "C" void block_of(uint64_t seed, uint64_t sample, uint64_t block, int64_t
 
 @dataclass(frozen=True)
 class Target:
-    kind: str  # "cpu", "cuda" or "maths"
+    kind: str  # "cpu", "cuda", "maths" or "parts"
     name: str  # of the operator
 
     @property
     def entry(self) -> str:
         if self.kind == "cuda":
-            return emulated.source(self.name)
+            return str(emulated.source(self.name))
         if self.kind == "cpu":
             return CPU.format(name=self.name)
-        return MATHS
+        return cuda_parts.SOURCE if self.kind == "parts" else MATHS
 
     def command(self, csrc: Path, switched: bool, *flags: str) -> list[str]:
-        before = [str(emulated.HEADER)] if self.kind == "cuda" else []
+        before = [str(emulated.HEADER)] if self.kind in ("cuda", "parts") else []
         before += [str(SWITCH)] if switched else []
         include = [word for header in before for word in ("-include", header)]
         paths = ["-I", str(csrc), *(["-I", str(HERE / "without_torch")] if self.kind == "cpu" else [])]
-        return [emulated.compiler(), *FLAGS, *include, *paths, *flags, "-x", "c++", "-"]
+        return [str(emulated.compiler()), *FLAGS, *include, *paths, *flags, "-x", "c++", "-"]
 
     def reads(self, csrc: Path) -> set[str]:
         """Which mutated files are part of it."""
@@ -87,7 +88,7 @@ def _compiled(command: Sequence[str], source: str) -> subprocess.CompletedProces
 
 def targets() -> list[Target]:
     """What there is to compile: the maths, and each operator on a CPU and, once the emulator can call it, in CUDA."""
-    found = [Target("maths", "maths")]
+    found = [Target("maths", "maths"), Target("parts", "cuda")]
     found += [Target("cpu", name) for name in OPERATORS if (ROOT / f"csrc/cpu/{name}.cpp").exists()]
     found += [Target("cuda", name) for name in OPERATORS if name in emulated.SIZES]
     return found
@@ -184,7 +185,8 @@ def build(into: Path, wanted: Iterable[Target], texts: dict[str, str], choice: C
     for target, (library, said) in zip(wanted, made, strict=True):
         if library is None:
             raise RuntimeError(f"{target} does not compile:\n{said}")
-    libraries = [Library(target, load(target, library)) for target, (library, _) in zip(wanted, made, strict=True)]
+    found = ((target, library) for target, (library, _) in zip(wanted, made, strict=True) if library is not None)
+    libraries = [Library(target, load(target, library)) for target, library in found]
     placed = [(number, site) for path in texts for number, site in numbers[path]]
     switched = {
         n + i: m for n, site in placed if site not in out for i, m in enumerate(site.mutations) if m.key in choice
@@ -220,13 +222,11 @@ def _complaints(target: Target, tree: Tree, files: dict[str, Switched]) -> tuple
 
 
 def load(target: Target, path: Path) -> ctypes.CDLL:
-    if target.kind == "cuda":
-        return emulated.opened(path)
-    library = ctypes.CDLL(str(path))
+    library: ctypes.CDLL = emulated.opened(path) if target.kind == "cuda" else ctypes.CDLL(str(path))
     if target.kind == "cpu":
         library.run.restype = ctypes.c_int64
         library.run.argtypes = [ctypes.c_void_p]
-    else:
+    elif target.kind == "maths":
         for name in ("worst_exp_f32", "worst_exp_f64", "worst_log_f64", "farthest_turn"):
             getattr(library, name).restype = ctypes.c_double
     return library

@@ -63,8 +63,8 @@ def _accuracies() -> Iterator[tuple[str, str, Tensor, float]]:
     dense = torch.linspace(0, 750, 40_001, dtype=torch.float64)
     yield "exp of doubles", "worst_exp_f64", -torch.cat((doubles.to(torch.int64).view(torch.float64), dense)), 2
     info = torch.finfo(torch.float64)
-    ends = (torch.tensor(end, dtype=torch.float64).view(torch.int64).item() for end in (info.tiny, info.max))
-    patterns = torch.linspace(*map(float, ends), 20_000, dtype=torch.float64).to(torch.int64).view(torch.float64)
+    least, most = torch.tensor([info.tiny, info.max], dtype=torch.float64).view(torch.int64).tolist()
+    patterns = torch.linspace(least, most, 20_000, dtype=torch.float64).to(torch.int64).view(torch.float64)
     patterns = patterns[(patterns >= info.tiny) & patterns.isfinite()]
     sums = 1 + torch.linspace(0, 1, 20_001, dtype=torch.float64).pow(4) * 99_999
     near = 1 + torch.linspace(-1, 1, 20_001, dtype=torch.float64).pow(5)[1:-1] * 0.5

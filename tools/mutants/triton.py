@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import itertools
 import os
@@ -90,26 +91,26 @@ def outcomes(
     mutations = [m for path, text in texts.items() for m in python.mutations(path, text) if m.key in choice]
     order: Order[Interpreted] = Order()
     chosen: dict[Mutation, list[Interpreted]] = {}
+    names = {mutation: f"kernels{number}" for number, mutation in enumerate(mutations)}  # of their packages
 
     def trials() -> Iterator[trial.Trial[Mutation | None]]:
         control = sorted(measured, key=lambda check: check.seconds)[: len(measured) // 4]
         yield trial.Trial(None, [_step(check, "kernels_without_mutation") for check in control],
                           lambda: _package(into, "kernels_without_mutation", all_texts))  # fmt: skip
-        for number, mutation in enumerate(mutations):
+        for mutation, name in names.items():
             lines = _lines_of(mutation, all_texts[mutation.path])
             reaching = [check for check in measured if lines is None or lines & check.lines]
             chosen[mutation] = order(mutation, reaching)
-            name = f"kernels{number}"
             changed = all_texts | {mutation.path: mutation.applied(all_texts[mutation.path])}
             yield trial.Trial(mutation, [_step(check, name) for check in chosen[mutation]],
-                              lambda name=name, changed=changed: _package(into, name, changed))  # fmt: skip
+                              functools.partial(_package, into, name, changed))  # fmt: skip
 
-    for number, (tried, verdict) in enumerate(trial.run(trials(), jobs)):
+    for tried, verdict in trial.run(trials(), jobs):
         if tried.key is None:
             if verdict.caught:
                 raise SystemExit(f"Triton: {verdict.how} without any mutation, in a process of its own")
             continue
-        shutil.rmtree(into / f"kernels{number - 1}", ignore_errors=True)
+        shutil.rmtree(into / names[tried.key], ignore_errors=True)
         if verdict.caught:
             by = chosen[tried.key][verdict.step]
             order.caught(tried.key, by)

@@ -24,9 +24,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) torch numpy setuptools ninja
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.installed setup.py $(SOURCES)
-	@echo "building fastsal"
-	$(PIP) --no-build-isolation --editable '.[plots,images,test,bench]'
+# the package without its extension, which is built beside it: there a second build compiles what has changed
+$(VENV)/.package: $(VENV)/.installed setup.py
+	FASTSAL_NO_EXT=1 $(PIP) --no-build-isolation --editable '.[plots,images,test,bench]'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.package $(SOURCES)
+	@echo "building fastsal (minutes; after a change of a source, what depends on it)"
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.built

@@ -37,8 +37,12 @@ using SlopeSquares = SquareSum<sizeof(typename Gradient<G>::Value) == 8, false>;
 template <class T>
 using LengthSquares = SquareSum<sizeof(T) == 8, sizeof(T) == 8>;
 
+// Blocks that have to fit: two for a short row, unless its numbers are wide.
 template <class T, class G, int turns>
-__global__ void __launch_bounds__(kHeldThreads, turns > 2 ? 1 : 2)
+constexpr unsigned kL2Blocks = turns > 2 || sizeof(typename Gradient<G>::Value) > sizeof(T) ? 1 : 2;
+
+template <class T, class G, int turns>
+__global__ void __launch_bounds__(kHeldThreads, kL2Blocks<T, G, turns>)
     l2_step_kernel(PgdStepCall call, int64_t first_row, bool vector) {
   constexpr int group = kGroup<T>;
   const int64_t j = first_row + blockIdx.x;
@@ -101,18 +105,47 @@ struct L2Sums {
   template <class Squares>
   __device__ __forceinline__ RowNorm norm(const SquareParts* parts, int64_t j) const {
     Squares squares;
+#pragma unroll 1
     for (int64_t s = threadIdx.x; s < segments; s += blockDim.x) squares.add(read(parts + j * segments + s));
     return norm_of(squares.total());
+  }
+};
+
+// An L2Row, its scale and where its segment goes to, in shared memory. Read anew for each element (volatile), they hold no registers.
+struct SharedL2Row {
+  double unit, inverse, along, scale;
+  int64_t next;
+  bool finite, moves;
+
+  // Both by the whole block.
+  template <class T>
+  __device__ __forceinline__ void put(const L2Row<T>& row) volatile {
+    if (threadIdx.x == 0) {
+      unit = row.unit;
+      inverse = row.inverse;
+      along = row.along;
+      finite = row.finite;
+      moves = row.moves;
+    }
+    __syncthreads();
+  }
+  __device__ __forceinline__ void put_end(double scale_, int64_t next_) volatile {
+    if (threadIdx.x == 0) scale = scale_, next = next_;
+    __syncthreads();
+  }
+  template <class T, class V>
+  __device__ __forceinline__ double displacement(T clean, T here, V slope) const volatile {
+    return moves ? l2_displacement(clean, here, slope, unit, inverse, along) : displacement_at_rest(clean, here);
   }
 };
 
 template <class T, class G>
 __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
     l2_slope_kernel(PgdStepCall call, int64_t segments, int64_t first_row, int64_t first_segment, bool vector) {
-  const Segment part(call.size, first_row, first_segment);
+  const Segment part(first_row, first_segment);
   const StepRow place(call, part.j);
   if (!place.real) return;
-  const StepSegment<T, G> row(call, place, part.j, part.first, part.length, vector);
+  const StepSegment<T, G> row(call, place, part.j, part.first, part.length(call.size), vector);
   SlopeSquares<G> squares;
   row.each_slope([&](int, const auto& e) {
 #pragma unroll
@@ -125,43 +158,44 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
 template <class T, class G>
 __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
     l2_length_kernel(PgdStepCall call, int64_t segments, int64_t first_row, int64_t first_segment, bool vector) {
-  const Segment part(call.size, first_row, first_segment);
+  const Segment part(first_row, first_segment);
   const StepRow place(call, part.j);
-  bool nonfinite = false;
+  __shared__ volatile SharedL2Row step;
+  const L2Sums sums(call, segments);
+  if (place.real) step.put(L2Row<T>(call, place, sums.norm<SlopeSquares<G>>(sums.slopes, part.j)));
+  if (threadIdx.x == 0 && part.first == 0) write(call.nonfinite_out + part.j, place.real && !step.finite);
   if (place.real) {
-    const L2Sums sums(call, segments);
-    const L2Row<T> step(call, place, sums.norm<SlopeSquares<G>>(sums.slopes, part.j));
-    const StepSegment<T, G> row(call, place, part.j, part.first, part.length, vector);
+    const StepSegment<T, G> row(call, place, part.j, part.first, part.length(call.size), vector);
     LengthSquares<T> squares;
     row.each([&](int, const auto& e) {
 #pragma unroll
       for (int v = 0; v < row.group; ++v) squares.add(step.displacement(e.clean[v], e.here[v], e.slope[v]));
     });
     sums.put(sums.lengths, part, squares.total());
-    nonfinite = !step.finite;
   }
-  if (threadIdx.x == 0 && part.first == 0) write(call.nonfinite_out + part.j, nonfinite);
 }
 
 template <class T, class G>
 __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
     l2_project_kernel(PgdStepCall call, int64_t segments, int64_t first_row, int64_t first_segment, bool vector) {
-  const Segment part(call.size, first_row, first_segment);
+  const Segment part(first_row, first_segment);
   const StepRow place(call, part.j);
   if (!place.real) return;
   const L2Sums sums(call, segments);
-  const L2Row<T> step(call, place, sums.norm<SlopeSquares<G>>(sums.slopes, part.j));
-  const double scale = l2_scale_of<T>(call, place, sums.norm<LengthSquares<T>>(sums.lengths, part.j));
-  const StepSegment<T, G> row(call, place, part.j, part.first, part.length, vector);
+  __shared__ volatile SharedL2Row step;
+  step.put(L2Row<T>(call, place, sums.norm<SlopeSquares<G>>(sums.slopes, part.j)));
+  step.put_end(l2_scale_of<T>(call, place, sums.norm<LengthSquares<T>>(sums.lengths, part.j)),
+               part.j * call.size + part.first);
+  const StepSegment<T, G> row(call, place, part.j, part.first, part.length(call.size), vector);
   row.each([&](int k, const auto& e) {
     Group<T, kGroup<T>> out;
 #pragma unroll
     for (int v = 0; v < row.group; ++v) {
       const int i = row.at(k, v);
-      const double delta = step.displacement(e.clean[v], e.here[v], e.slope[v]) * scale;
+      const double delta = step.displacement(e.clean[v], e.here[v], e.slope[v]) * step.scale;
       out.values[v] = project_point(e.clean[v], delta, row.box.low(i), row.box.high(i));
     }
-    row.save(k, out);
+    row.save_to(static_cast<T*>(call.next_out) + step.next, k, out);
   });
 }
 

@@ -37,10 +37,9 @@ struct AnyGradient {
 template <>
 struct Gradient<AnyGradient> {
   using Value = double;
-  const char* values;
+  int64_t first;  // as that of x_adv: one number for both
   const PgdStepCall& call;
-  __device__ __forceinline__ Gradient(const PgdStepCall& call_, int64_t first)
-      : values(static_cast<const char*>(call_.grad) + first * width(call_.grad_dtype)), call(call_) {}
+  __device__ __forceinline__ Gradient(const PgdStepCall& call_, int64_t first_) : first(first_), call(call_) {}
   template <int count, class Index>
   __device__ __forceinline__ Group<double, count> get(Index i) const {
     switch (call.grad_dtype) {
@@ -56,12 +55,9 @@ struct Gradient<AnyGradient> {
   }
 
  private:
-  static __device__ __forceinline__ int64_t width(Dtype dtype) {
-    return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
-  }
   template <class G, int count, class Index>
   __device__ __forceinline__ Group<double, count> widened(Index i) const {
-    const Group<G, count> group = read_group<G, count>(reinterpret_cast<const G*>(values) + i);
+    const Group<G, count> group = read_group<G, count>(static_cast<const G*>(call.grad) + opaque(first + i));
     Group<double, count> out;
 #pragma unroll
     for (int v = 0; v < count; ++v) out.values[v] = double(value(group.values[v]));
@@ -97,10 +93,7 @@ struct StepSegment {
         grad(call, row.slot * call.size + first_), next(static_cast<T*>(call.next_out) + j * call.size + first_),
         box(call, first_, length_), first(first_), length(length_), vector(vector_) {}
 
-  __device__ __forceinline__ int turns() const {
-    const int turn = int(blockDim.x) * group;
-    return (length + turn - 1) / turn;
-  }
+  __device__ __forceinline__ bool any(int k) const { return k * int(blockDim.x) * group < length; }
   // Where element v of this thread's group lies in turn k, seen from `first`.
   __device__ __forceinline__ int at(int k, int v) const { return element_at<group>(k, v, vector); }
 
@@ -137,13 +130,14 @@ struct StepSegment {
         to.slope[v] = at(k, v) < length ? grad.template get<1>(at(k, v)).values[0] : Value(0);
     }
   }
-  __device__ __forceinline__ void save(int k, const Group<T, group>& from) const {
+  __device__ __forceinline__ void save(int k, const Group<T, group>& from) const { save_to(next, k, from); }
+  __device__ __forceinline__ void save_to(T* segment, int k, const Group<T, group>& from) const {
     if (vector) {
-      if (at(k, 0) < length) write_group<T, group>(next + at(k, 0), from);
+      if (at(k, 0) < length) write_group<T, group>(segment + at(k, 0), from);
     } else {
 #pragma unroll
       for (int v = 0; v < group; ++v)
-        if (at(k, v) < length) write(next + at(k, v), from.values[v]);
+        if (at(k, v) < length) write(segment + at(k, v), from.values[v]);
     }
   }
 
@@ -151,7 +145,7 @@ struct StepSegment {
   template <class Body>
   __device__ __forceinline__ void each(Body body) const {
 #pragma unroll 1
-    for (int k = 0; k < turns(); ++k) {
+    for (int k = 0; any(k); ++k) {
       Elements elements;
       load_points(k, elements);
       load_slopes(k, elements);
@@ -161,7 +155,7 @@ struct StepSegment {
   template <class Body>
   __device__ __forceinline__ void each_slope(Body body) const {
 #pragma unroll 1
-    for (int k = 0; k < turns(); ++k) {
+    for (int k = 0; any(k); ++k) {
       Elements elements;
       load_slopes(k, elements);
       body(k, elements);

@@ -67,10 +67,11 @@ inline unsigned threads_for(int64_t groups, unsigned usual) {
 // One segment of a row: the task of a block.
 struct Segment {
   int64_t j, first;
-  int length;
-  __device__ __forceinline__ Segment(int64_t size, int64_t first_row, int64_t first_segment)
-      : j(first_row + blockIdx.x), first((first_segment + blockIdx.y) * kSegment),
-        length(int(first + kSegment < size ? kSegment : size - first)) {}
+  __device__ __forceinline__ Segment(int64_t first_row, int64_t first_segment)
+      : j(first_row + blockIdx.x), first((first_segment + blockIdx.y) * kSegment) {}
+  __device__ __forceinline__ int length(int64_t size) const {
+    return int(first + kSegment < size ? kSegment : size - first);
+  }
 };
 
 // Neighbours that move in one access (fp64 beside fp32: in two).
@@ -101,6 +102,15 @@ bool rows_on_16_bytes(int64_t row_bytes, Pointers... bases) {
   uint64_t all = uint64_t(row_bytes);
   ((all |= uint64_t(reinterpret_cast<uintptr_t>(bases))), ...);
   return all % 16 == 0;
+}
+
+// v, which the compiler cannot see through: what is made of it in a loop is not made before the loop, where it would hold
+// registers, nor carried from turn to turn.
+__device__ __forceinline__ int64_t opaque(int64_t v) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(v));
+#endif
+  return v;
 }
 
 // A value of each sample, or one for all of them.

@@ -74,18 +74,6 @@ EXEMPT: tuple[Exempt, ...] = (
     *_cuda_spills(
         "l1_step", 1976, 328, _ALL, "a row, its order and the sums of the search in the registers of 512 threads"
     ),
-    *_cuda_spills(
-        "l2_step", 112, 16, ("sm_100",), "fp64 gradients beside fp32: 64 registers for two blocks of 512 threads"
-    ),
-    *_cuda_spills("l2_length", 88, 24, ("sm_80", "sm_90", "sm_100"), _THREE_QUARTERS),
-    *_cuda_spills("l2_project", 88, 24, ("sm_100",), _THREE_QUARTERS),
-    *_cuda_spills("linf_step", 96, 24, ("sm_100",), "fp64 gradients only; " + _THREE_QUARTERS),
-    *_cuda_spills("linf_start", 40, 16, ("sm_80", "sm_90"), "fp64 in channels_last only; " + _THREE_QUARTERS),
-    *_cuda_spills(
-        "scaled_start", 124, 48, ("sm_80", "sm_90", "sm_100"), "four fp64 normals at once; " + _THREE_QUARTERS
-    ),
-    *_cuda_spills("start_scale", 140, 48, ("sm_80", "sm_90"), "four fp64 normals at once; " + _THREE_QUARTERS),
-    *_cuda_spills("start_sum", 384, 120, ("sm_100", "sm_120"), "four fp64 normals at once; " + _THREE_QUARTERS),
     *_cuda_spills("kl_divergence", 68, 40, _ALL, "two rows on chip in blocks of up to 1024 threads: 64 registers each"),
     *_cuda_spills("kl_divergence_long", 520, 112, _ALL[1:], "two online softmaxes; " + _THREE_QUARTERS),
     *_cuda_spills("margin_loss", 132, 32, _ALL[1:], "four leaders of DLR with their places; " + _THREE_QUARTERS),

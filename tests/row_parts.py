@@ -243,6 +243,12 @@ def _norms(library: ctypes.CDLL) -> str | None:
             call(library.plain_norm, row, len(row), out)
             if out.tolist() != [1, float(norm)]:
                 return f"2^{e} * (3, -4, 12): {out.tolist()} without units"
+    for at in range(5):  # one element is all that counts
+        row, out = torch.full((5,), 1e-200, dtype=F64), torch.full((2,), NAN, dtype=F64)
+        row[at] = 1e300
+        call(library.wide_norm, row, len(row), True, out)
+        if not abs(out[1] / out[0] - 1e300) <= 1e285:
+            return f"1e300 at {at} among numbers of 1e-200: {out.tolist()}"
     row, out = torch.zeros(5, dtype=F64), torch.full((2,), NAN, dtype=F64)
     call(library.wide_norm, row, len(row), True, out)
     return None if out.tolist() == [1, 0] else "zeros have no norm"

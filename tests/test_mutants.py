@@ -116,6 +116,50 @@ def test_docstrings_comments_and_annotations_of_triton_are_not_mutated() -> None
     assert python_texts('def f(a: tl.constexpr = None) -> "1 < 2":\n    """a + 1"""  # b - 2\n    return a\n') == set()
 
 
+@pytest.mark.parametrize(
+    ("source", "alike"),
+    [
+        ("v = a > b ? a : b;", ["a >= b"]),
+        ("v = f(x) < b[1] ? b[1] : f(x);", ["f(x) <= b[1]"]),
+        ("v = a > 0 ? a : -a;", []),
+        ("v = a > b ? c : b;", []),
+        ("v = c && a > b ? a : b;", []),
+        ("v = a > b;", []),
+        ("v = a == b ? a : b;", []),
+    ],
+)
+def test_the_larger_of_two_is_one_number_wherever_the_boundary_is(source: str, alike: list[str]) -> None:
+    source = f"void f() {{ {source} }}"
+    found = [m.applied(source) for site in cpp.sites("a.h", source) for m in site.mutations if m.alike]
+    assert len(found) == len(alike) and all(part in text for part, text in zip(alike, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("source", "alike"),
+    [
+        ("v = tl.where(a > b, a, b)", ["a >= b"]),
+        ("v = c(a) if c(a) < b else b", ["c(a) <= b"]),
+        ("v = tl.where(a > b, a, c)", []),
+        ("v = tl.where((a > b) & c, a, b)", []),
+        ("v = tl.where(a == b, a, b)", []),
+    ],
+)
+def test_the_larger_of_two_in_triton(source: str, alike: list[str]) -> None:
+    found = [m.applied(source) for m in python.mutations("a.py", source) if m.alike]
+    assert len(found) == len(alike) and all(part in text for part, text in zip(alike, found, strict=True))
+
+
+def test_what_can_only_take_an_equal_number_is_counted_apart_unless_it_is_caught() -> None:
+    mutation = Mutation("a.h", 0, 1, "", "comparison", "> to >=", 3, "a > b ? a : b", alike=True)
+    report = survivors.Report.of([*planted(), Outcome.survivor(mutation)], ["a.h"], {})
+    assert (report.total.alike, report.total.survived, report.total.share) == (1, 1, 50.0)
+    assert [outcome.mutation.line for outcome in report.unlisted] == [1]
+    never_run = survivors.Report.of([Outcome.survivor(mutation, reached=False)], ["a.h"], {})
+    assert (never_run.total.alike, never_run.total.survived) == (0, 1)
+    caught = survivors.Report.of([Outcome(mutation, "caught")], ["a.h"], {})
+    assert (caught.total.alike, caught.total.caught) == (0, 1)
+
+
 def test_equal_lines_have_keys_of_their_own() -> None:
     source = "int f() { return a < b; }\nint f() { return a < b; }\n"
     keys = [mutation.key for site in cpp.sites("a.h", source) for mutation in site.mutations]

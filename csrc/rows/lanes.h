@@ -98,7 +98,7 @@ struct Scaled {
 // A power of two that brings `largest` near 1.
 FASTSAL_ROW double safe_unit(double largest) {
   if (largest == 0) return 1;
-  const int64_t exponent = int64_t((bits_of<uint64_t>(largest) >> 52) & 0x7ff) - 1023;
+  const int64_t exponent = int64_t(bits_of<uint64_t>(largest) >> 52) - 1023;  // it is not negative
   const int64_t inverse = exponent < -1000 ? 1000 : (exponent > 1000 ? -1000 : -exponent);
   return bits_of<double>(uint64_t(inverse + 1023) << 52);
 }

@@ -46,7 +46,6 @@ FASTSAL_ROW T dlr_row(Z logits, G grad, int64_t classes, int64_t label, int64_t 
   } else {
     const Ranking<T, 3> three = ranking_of<T, 3>(classes, score);
     for (int64_t r = 0; r < 3; ++r) top.value[r] = three.value[r], top.index[r] = three.index[r];
-    top.value[3] = T(0), top.index[3] = -1;
     other = top.index[0] == label ? top.index[1] : top.index[0];
   }
   const T spread = targeted ? dlr_targeted_spread(top.value[0], top.value[2], top.value[3])
@@ -59,9 +58,8 @@ FASTSAL_ROW T dlr_row(Z logits, G grad, int64_t classes, int64_t label, int64_t 
   };
   const T rest = dlr_slope(T(0), loss, T(0), spread);  // NaN where the margin is not finite
   for (int64_t i = 0; i < classes; ++i) store(&grad[i], rest);
-  const int64_t moved[] = {label, other, top.index[0], top.index[2], top.index[3]};
-  for (const int64_t i : moved)
-    if (i >= 0) store(&grad[i], slope(i));
+  const int64_t moved[] = {label, other, top.index[0], top.index[2], targeted ? top.index[3] : label};
+  for (const int64_t i : moved) store(&grad[i], slope(i));
   return loss;
 }
 

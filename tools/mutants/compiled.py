@@ -88,7 +88,7 @@ def _switched(made: Build, measured: list[Measured], order: Order[Measured], job
             order.caught(mutation, by)
             yield Outcome(mutation, "caught", f"{verdict.how}: {by.check.label}")
         else:
-            yield Outcome(mutation, "survived", reached=bool(tried.steps))
+            yield Outcome.survivor(mutation, reached=bool(tried.steps))
 
 
 def _switch(made: Build, number: int) -> None:
@@ -103,7 +103,7 @@ def _apart(
     trees = [Tree(into / f"apart{job}") for job in range(jobs)]
     quickest_first = sorted((lib.target for lib in made.libraries), key=lambda target: target.name == "pgd_step")
     left = {m: [target for target in quickest_first if m.path in made.reads[target]] for m in made.apart}
-    yield from (Outcome(m, "survived", reached=False) for m, targets in left.items() if not targets)
+    yield from (Outcome.survivor(m, reached=False) for m, targets in left.items() if not targets)
     left = {m: targets for m, targets in left.items() if targets}
     stage = 0
     while left:
@@ -128,7 +128,7 @@ def _apart(
                 yield Outcome(mutation, "caught", f"{verdict.how}: {by.check.label}")
                 del left[mutation]
             elif len(left[mutation]) == 1:
-                yield Outcome(mutation, "survived")
+                yield Outcome.survivor(mutation)
                 del left[mutation]
             else:
                 left[mutation] = left[mutation][1:]

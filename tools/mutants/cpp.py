@@ -71,19 +71,40 @@ class Match:
     before: str = ""  # the switched form, see Site
     after: str = ""
     switch_end: int | None = None  # where the switched form ends, if not at `end`
+    alike: str = ""  # the option that can do no more than take the other of two equal numbers
 
 
-def _infix(t: Tokens, at: int, texts: tuple[str, ...]) -> Match:
+def _infix(t: Tokens, at: int, texts: tuple[str, ...], alike: str = "") -> Match:
     token = t[at]
     before = f"{token.text} ::mutants::{_NAMES[token.text]}<{{id}}>{{}} {token.text}"
-    return Match(token.start, token.end, [(text, f"{token.text} to {text}") for text in texts], before)
+    options = [(text, f"{token.text} to {text}") for text in texts]
+    return Match(token.start, token.end, options, before, alike=alike)
 
 
 def comparison(t: Tokens) -> Iterator[Match]:
-    """Every comparison: the boundary moved, and the direction turned."""
+    """Every comparison: the boundary moved, and the direction turned. The larger (smaller) of two, `a > b ? a : b`, is
+    the same number wherever the boundary is; should a zero of the other sign matter, a check may still notice."""
     for at, token in enumerate(t.list):
         if token.text in COMPARISONS and t.binary(at):
-            yield _infix(t, at, COMPARISONS[token.text])
+            moved = COMPARISONS[token.text][0] if len(COMPARISONS[token.text]) > 1 and _picks(t, at) else ""
+            yield _infix(t, at, COMPARISONS[token.text], moved)
+
+
+def _picks(t: Tokens, at: int) -> bool:
+    """Whether the comparison at `at` decides between its own two sides, and nothing else."""
+    question = t.forth(at, _CONDITION_ENDS | {"&&", "||"})
+    if t.text(question) != "?":
+        return False
+    colon = t.forth(question, frozenset({":", "?"}))
+    if t.text(colon) != ":":
+        return False
+    end = t.forth(colon, _CONDITION_ENDS)
+    left = t.back(at, _CONDITION_ENDS | {"&&", "||"})
+    if t.text(left - 1) in ("&&", "||"):
+        return False
+    sides = [tuple(part.text for part in t.list[first:last])
+             for first, last in ((left, at), (at + 1, question), (question + 1, colon), (colon + 1, end))]  # fmt: skip
+    return {sides[0], sides[1]} == {sides[2], sides[3]}
 
 
 def sign(t: Tokens) -> Iterator[Match]:
@@ -233,8 +254,8 @@ def sites(path: str, source: str) -> list[Site]:
         if not any(first <= match.start < last for first, last in bounds)
     ]
     mutations = numbered(
-        Mutation(path, m.start, m.end, text, rule, what, *_line(source, m.start)) for rule, m in found
-        for text, what in m.options
+        Mutation(path, m.start, m.end, text, rule, what, *_line(source, m.start), alike=text == m.alike != "")
+        for rule, m in found for text, what in m.options
     )  # fmt: skip
     out, at = [], 0
     for _, m in found:

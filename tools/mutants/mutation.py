@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 class Mutation:
     """`path`, with the text between `start` and `end` replaced by `text`.
 
-    `code` is the line it stands on, and `nth` tells apart those that read the same; `rule` is what made it.
+    `code` is the line it stands on, and `nth` tells apart those that read the same; `rule` is what made it. `alike`:
+    all it can change is which of two equal numbers is taken.
     """
 
     path: str
@@ -23,6 +24,7 @@ class Mutation:
     line: int
     code: str
     nth: int = 1
+    alike: bool = False
 
     @property
     def key(self) -> str:
@@ -111,12 +113,17 @@ def numbered(mutations: Iterable[Mutation]) -> list[Mutation]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant: "caught", "survived", or "invalid" where no compiler takes it."""
+    """What became of a mutant: "caught", "survived", or "invalid" where no compiler takes it; "alike": it survived, and
+    nothing else can come of it."""
 
     mutation: Mutation
     state: str
     by: str = ""  # what caught it
     reached: bool = True  # whether any check runs its place at all
+
+    @classmethod
+    def survivor(cls, mutation: Mutation, reached: bool = True) -> Outcome:
+        return cls(mutation, "alike" if mutation.alike and reached else "survived", reached=reached)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Change:
     text: str
     rule: str
     what: str
+    alike: bool = False
 
 
 class _Source:
@@ -49,6 +50,7 @@ class _Source:
         for row in rows:
             self._begin.append(self._begin[-1] + len(row.decode()) + 1)
         self._rows = rows
+        self.picking = {id(test) for test in self._picking()}
 
     def _offset(self, line: int, column: int) -> int:  # columns of a tree count bytes
         return self._begin[line - 1] + len(self._rows[line - 1][:column].decode())
@@ -60,6 +62,19 @@ class _Source:
 
     def code(self, node: ast.AST) -> str:
         return " ".join(self.text[slice(*self.span(node))].split())
+
+    def _picking(self) -> Iterator[ast.Compare]:
+        """The comparisons that decide between their own two sides, and nothing else: the larger or smaller of two."""
+        for node in ast.walk(self.tree):
+            parts: list[ast.expr] = []
+            if isinstance(node, ast.IfExp):
+                parts = [node.test, node.body, node.orelse]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.where" and len(node.args) == 3:
+                parts = node.args
+            if parts and isinstance(parts[0], ast.Compare) and len(parts[0].ops) == 1:
+                sides = {ast.unparse(parts[0].left), ast.unparse(parts[0].comparators[0])}
+                if sides == {ast.unparse(part) for part in parts[1:]}:
+                    yield parts[0]
 
     def between(self, left: ast.AST, right: ast.AST, token: str) -> tuple[int, int]:
         """Where an operator stands between its operands; a bracket or a comment may stand there too."""
@@ -93,8 +108,11 @@ def _changes(source: _Source) -> Iterator[Change]:
         if isinstance(node, ast.Compare):
             for left, operator, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
                 token = _OPERATORS.get(type(operator), "")
-                for other in (COMPARISONS | _IDENTITY).get(token, ()):
-                    yield Change(*source.between(left, right, token), other, "comparison", f"{token} to {other}")
+                others = (COMPARISONS | _IDENTITY).get(token, ())
+                for number, other in enumerate(others):
+                    alike = number == 0 and len(others) > 1 and id(node) in source.picking
+                    place = source.between(left, right, token)
+                    yield Change(*place, other, "comparison", f"{token} to {other}", alike)
         elif isinstance(node, ast.BinOp):
             token = _OPERATORS.get(type(node.op), "")
             if token in SIGNS:
@@ -185,5 +203,5 @@ def mutations(path: str, text: str) -> list[Mutation]:
     for change in sorted(set(_changes(_Source(text))), key=lambda c: (c.start, c.end, c.what)):
         line = text.count("\n", 0, change.start) + 1
         found.append(Mutation(path, change.start, change.end, change.text, change.rule, change.what, line,
-                              rows[line - 1].strip()))  # fmt: skip
+                              rows[line - 1].strip(), alike=change.alike))  # fmt: skip
     return numbered(found)

@@ -37,6 +37,7 @@ class Tally:
 
     caught: int = 0
     survived: int = 0
+    alike: int = 0
     invalid: int = 0
 
     @property
@@ -74,7 +75,9 @@ class Report:
     @property
     def total(self) -> Tally:
         tallies = self.files.values()
-        return Tally(*(sum(getattr(tally, name) for tally in tallies) for name in ("caught", "survived", "invalid")))
+        return Tally(
+            *(sum(getattr(tally, name) for tally in tallies) for name in ("caught", "survived", "alike", "invalid"))
+        )
 
     @property
     def unlisted(self) -> list[Outcome]:
@@ -95,11 +98,11 @@ class Report:
     def table(self) -> str:
         rows = [*self.files.items(), ("all", self.total)]
         width = max(len(path) for path, _ in rows)
-        lines = [f"{'file':{width}}  mutants  caught     %  survive  refused by the compiler"]
+        lines = [f"{'file':{width}}  mutants  caught     %  survive  alike  refused by the compiler"]
         for path, tally in rows:
             valid = tally.caught + tally.survived
-            numbers = f"{valid:7}  {tally.caught:6}  {tally.share:4.1f}  {tally.survived:7}  {tally.invalid:7}"
-            lines.append(f"{path:{width}}  {numbers}")
+            caught = f"{valid:7}  {tally.caught:6}  {tally.share:4.1f}"
+            lines.append(f"{path:{width}}  {caught}  {tally.survived:7}  {tally.alike:5}  {tally.invalid:7}")
         return "\n".join(lines)
 
     def listing(self) -> str:

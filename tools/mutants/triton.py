@@ -116,7 +116,7 @@ def outcomes(
             order.caught(tried.key, by)
             yield Outcome(tried.key, "caught", f"{verdict.how}: {by.label}")
         else:
-            yield Outcome(tried.key, "survived", reached=bool(tried.steps))
+            yield Outcome.survivor(tried.key, reached=bool(tried.steps))
 
 
 def _step(check: Interpreted, package: str) -> trial.Step:

@@ -66,7 +66,8 @@ STEPS = [2 / 255, -0.7, 0.01, 0.3, 0.3, -0.0, 1e-7, 2e-16, -1, 1]
 # Powers of ten for whole rows. At the fractions, the squares of some elements can be added as they are, of others not.
 MAGNITUDES = [0, 300, -300, 144.5, -144.5, 306, -320, 200, -200, 1]
 
-BASES = {"infinite": "per channel", "below": "unit", "upper": "per channel"}  # boxes made of one of tests/operands.py
+# Boxes made of one of tests/operands.py.
+BASES = {"infinite": "per channel", "below": "unit", "upper": "per channel", "positive": "unit"}
 
 
 def _inside(count: int, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> Tensor:
@@ -74,6 +75,8 @@ def _inside(count: int, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -
     x = clean(count, shape, dtype, BASES.get(kind, kind))
     x = torch.where(torch.rand(x.shape) < 0.5, -x, x)
     low, high = (None if edge is None else channel_view(edge, x) for edge in _boxed(kind, shape, dtype))
+    if kind == "positive":  # no point is -0, which is below a bound of 0 by its bits
+        return x.abs()
     return x if low is None and high is None else x.clamp(low, high)
 
 
@@ -126,6 +129,8 @@ def _boxed(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tenso
         assert low is not None and high is not None
         low[0], high[-1] = -INF, INF
         return low, high
+    if kind == "positive":
+        return box("unit", 1, dtype)
     if kind == "below":
         return None, torch.ones(1, dtype=dtype)
     if kind == "upper":
@@ -310,6 +315,8 @@ def _quick_steps() -> Iterator[Case]:
         yield _case(_pgd_step, F32, F32, p, (2500,), 9, "unit", "none", "sparse")
         yield _case(_pgd_step, F32, F32, p, CUT, 3, "per channel", values="sparse")
     yield _case(_pgd_step, F32, F32, INF, SEGMENTS, 3, "per channel", values="sparse")
+    for dtype, grad, values in ((F32, F32, "finite"), (F64, F64, "special"), (F32, BF16, "plain")):
+        yield _case(_pgd_step, dtype, grad, INF, (120,), 10, "positive", "none", values)
     for values in ("scaled", "far"):
         yield _case(_pgd_step, F64, F64, 2.0, (40,), 10, "none", "none", values)
     for p in (2.0, 1.0):

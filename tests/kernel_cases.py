@@ -347,6 +347,7 @@ def _quick_entropies() -> Iterator[Case]:
     yield _case(_truncated_cross_entropy, F32, 1000, 13, 0.0)
     yield _case(_truncated_cross_entropy, F64, 65, 13, -INF)
     yield _case(_truncated_cross_entropy, F32, 9001, 3, 0.7, special=False)
+    yield _case(_truncated_cross_entropy, F32, 5000, 13, 0.7)
     yield _case(_truncated_cross_entropy, F32, 10, 0, 0.7)
 
 

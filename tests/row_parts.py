@@ -110,6 +110,7 @@ def _towards(dtype: torch.dtype) -> Problem:
     least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     x[:4], delta[:4] = 0, torch.tensor([least / 4, -least / 4, least * 0.75, -least * 0.75], dtype=F64)
     x[4:8], delta[4:8] = 1, torch.tensor([0.0, 1e-30, -1e-30, 3e-8], dtype=F64)
+    x[8:10], delta[8:10] = torch.tensor([-least, least], dtype=dtype), torch.tensor([0.75, -0.75], dtype=F64) * least
     expected = []
     for a, d in zip(x, delta.tolist(), strict=True):
         exact = Fraction(a.item()) + Fraction(d) if dtype == F64 else Fraction(a.item() + d)

@@ -124,11 +124,14 @@ def test_cpp_bodies_stay_within_their_operands() -> None:
 @pytest.mark.device_code
 @pytest.mark.parametrize("tier", TIERS)
 def test_cpp_bodies_of_every_tier_stay_within_their_operands(tier: str) -> None:
-    extension = built()
-    outcome = drive(extension, "quick", FASTSAL_CPU_TIER=tier)
-    if "this processor" in outcome.stderr:
+    # by the usual extension: under the sanitizer an exception that nothing catches ends in a report of its own
+    command = [sys.executable, "-c", "import torch, fastsal._C"]
+    environment = os.environ | {"FASTSAL_CPU_TIER": tier}
+    usual = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "expected a tier that this processor has" in usual.stderr:
         pytest.skip(f"this processor has no {tier}")
-    stays_within(extension, "full", FASTSAL_CPU_TIER=tier)
+    assert usual.returncode == 0, usual.stderr
+    stays_within(built(), "full", FASTSAL_CPU_TIER=tier)
 
 
 @pytest.mark.device_code

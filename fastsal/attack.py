@@ -14,7 +14,7 @@ from fastsal.judge import Judge, check_range, loss_of
 from fastsal.live import AttackInfo, LiveRows
 from fastsal.model_view import RandomState, attacked, warn_of_probabilities
 from fastsal.operators import memory_format
-from fastsal.threat import Bound, Threat, attack_norm, cut_of, largest_radius, norm_name, number_or_tensor
+from fastsal.threat import Bound, Threat, attack_norm, cut_of, largest_radius, norm_name, number_or_tensor, seed_of
 
 
 class Attack:
@@ -129,7 +129,7 @@ class Attack:
             if self.check_inputs or x.device.type == "cpu":
                 facts.read()  # the one wait for the values of the arguments
             x = threat.admitted(x, outside)
-            key = _seed(seed, generator, x.device)
+            key = seed_of(seed, generator, x.device)
             random_state.keep()
             if len(x) == 0 or self.steps == 0 or largest == [0.0]:
                 live = LiveRows(x, 0)
@@ -311,18 +311,3 @@ def _labels(y: Tensor | None, facts: Facts) -> list[float]:
     if y is not None and y.numel():
         facts.expect([y.amin(), y.amax()], found.extend)
     return found
-
-
-def _seed(seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """One int64 on `device`. Drawn on the CPU for every device, so that one manual_seed gives one noise."""
-    if seed is not None and generator is not None:
-        raise ValueError("generator: expected None when seed is given, got both")
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.numel() != 1:
-            raise ValueError(f"seed: expected one torch.int64, got {seed.dtype} {tuple(seed.shape)}")
-        return seed.detach().reshape(()).to(device)
-    if seed is not None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-            raise ValueError(f"seed: expected an integer in [-2**63, 2**63), got {seed!r}")
-        return torch.tensor(seed, dtype=torch.int64, device=device)
-    return torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator).to(device)

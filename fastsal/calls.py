@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsal import checks as check
 from fastsal.operators import Operator, Out, memory_format
 
 REMEMBERED = 1024  # kinds of call per operator; then they are forgotten all at once
@@ -61,32 +62,46 @@ def _spans(operands: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     return tuple(spans)
 
 
-def _refuse_overlap(operator: Operator, operands: Sequence[Any], spans: Sequence[tuple[int, int]]) -> None:
-    """Refuses memory for an output that overlaps an argument (rows are gathered, so one would overwrite another) or
-    another output."""
-    arity = len(operator.argument_names)
+def _refuse_written(
+    operator: Operator, operands: Sequence[Any], spans: Sequence[tuple[int, int]], to: set[int]
+) -> None:
+    """Refuses memory that is written to, the operands `to`, where it overlaps that of another operand (rows are
+    gathered, so one would overwrite another), or where autograd or inference mode would not hear of it."""
+    names = (*operator.argument_names, *operator.out_names)
     taken: list[tuple[int, int, int]] = []
     for at, span in spans:
         begin = operands[at].data_ptr()
         end = begin + span
-        if at >= arity:
-            for first, last, other in taken:
-                if first < end and begin < last:
-                    names = (*operator.argument_names, *operator.out_names)
-                    raise ValueError(
-                        f"fastsal.{operator.name}: {names[at]}: expected memory apart from that of {names[other]}, "
-                        "got the same"
-                    )
+        for first, last, other in taken:
+            if first < end and begin < last and (at in to or other in to):
+                written, apart = (at, other) if at in to else (other, at)
+                what = f"memory apart from that of {names[apart]}"
+                check.fail(ValueError, operator.name, names[written], what, "the same")
         taken.append((begin, end, at))
+    for at in to:
+        if operands[at].requires_grad and torch.is_grad_enabled():
+            what = "a tensor that does not require grad, since it is written to"
+            check.fail(ValueError, operator.name, names[at], what, "one that does")
+        if operands[at].is_inference() and not torch.is_inference_mode_enabled():
+            what = "no inference tensor outside of inference mode, since it is written to"
+            check.fail(ValueError, operator.name, names[at], what, "one")
+
+
+def _refuse_layouts(operator: Operator, operands: Sequence[Any]) -> None:
+    for name, operand in zip((*operator.argument_names, *operator.out_names), operands, strict=False):
+        if isinstance(operand, Tensor) and operand.layout != torch.strided:
+            check.fail(TypeError, operator.name, name, "a dense tensor (torch.strided)", operand.layout)
 
 
 def implementation(operator: Operator, body: Callable[..., int], check_values: bool) -> Callable[..., Any]:
     """The operator on one device. `check_values`: look before, not after, the body runs."""
     arity, names = len(operator.argument_names), operator.out_names
     mutated = [i for i, text in enumerate(operator.arguments.split(", ")) if "!)" in text]
+    written = {*mutated, *range(arity, arity + len(names))}
     known: dict[tuple[Any, ...], Accepted] = {}
 
     def examine(args: tuple[Any, ...], outs: dict[str, Tensor]) -> Accepted:
+        _refuse_layouts(operator, args)
         plan = operator.plan(*args)
         given = operator.accept(plan, outs) if outs else ()
         return Accepted(tuple(map(_allocation, plan)), _copies(operator, args), _spans((*args, *given)))
@@ -95,7 +110,11 @@ def implementation(operator: Operator, body: Callable[..., int], check_values: b
         args = given if len(given) == arity else operator.complete(given)
         outputs = tuple([outs[name] for name in names]) if outs else ()
         operands = args + outputs
-        description = _describe(operands)
+        try:
+            description = _describe(operands)
+        except RuntimeError:  # sparse tensors have no strides
+            _refuse_layouts(operator, operands)
+            raise
         call = known.get(description)
         if call is None:
             call = examine(args, outs)
@@ -103,8 +122,10 @@ def implementation(operator: Operator, body: Callable[..., int], check_values: b
                 known.clear()
             known[description] = call
         if outs:
-            _refuse_overlap(operator, operands, call.spans)
+            _refuse_written(operator, operands, call.spans, written)
         else:
+            if mutated:
+                _refuse_written(operator, operands, call.spans, set(mutated))
             outputs = tuple([allocate() for allocate in call.allocations])
             operands = args + outputs
         if check_values:

@@ -107,19 +107,16 @@ def channel_view(bound: Tensor, x: Tensor) -> Tensor:
 
 def in_box(operator: str, x: Tensor, ids: Tensor | None, clip_min: Tensor | None, clip_max: Tensor | None) -> None:
     """The samples `ids` of x, or all of them; padding (-1) asks for none."""
+    for name, bound in (("clip_min", clip_min), ("clip_max", clip_max)):
+        if bound is not None and bool(bound.isnan().any()):
+            fail(ValueError, operator, name, "numbers", bound.tolist())
     samples = torch.arange(x.shape[0], device=x.device) if ids is None else ids[ids >= 0]
     rows = x if ids is None else x[samples]
-    inside = torch.isfinite(rows)
-    if clip_min is not None:
-        inside &= rows >= channel_view(clip_min, x)
-    if clip_max is not None:
-        inside &= rows <= channel_view(clip_max, x)
+    low = torch.full_like(rows, -math.inf) if clip_min is None else channel_view(clip_min, x).expand_as(rows)
+    high = torch.full_like(rows, math.inf) if clip_max is None else channel_view(clip_max, x).expand_as(rows)
+    inside = torch.isfinite(rows) & (rows >= low) & (rows <= high)
     if not bool(inside.all()):
-        at = int(inside.reshape(rows.shape[0], -1).all(dim=1).to(torch.int8).argmin())
-        fail(
-            ValueError,
-            operator,
-            "x",
-            "finite values in [clip_min, clip_max]",
-            f"a value outside in row {int(samples[at])} (its range: {rows[at].min()} to {rows[at].max()})",
-        )
+        at = tuple(int(place) for place in (~inside).nonzero()[0])
+        box = f"[{low[at].item():.9g}, {high[at].item():.9g}]"
+        got = f"{rows[at].item():.9g} in row {int(samples[at[0]])} at {at[1:]}"
+        fail(ValueError, operator, "x", f"finite values in [clip_min, clip_max], here {box}", got)

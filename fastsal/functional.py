@@ -1,14 +1,19 @@
-"""Public functions over the operators, with autograd where a loss has one."""
+"""Public functions over the operators, with autograd where a loss has one.
+
+The losses are differentiable once, by ``backward`` and ``torch.autograd.grad``, also under torch.compile; not by
+``torch.func.vmap``, ``jvp`` or ``hessian``. That ball and box hold exactly supposes that subnormal numbers are not
+flushed (``torch.set_flush_denormal(False)``, the default).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fastsal.threat import Bound, Threat, cut_of
+from fastsal.threat import Bound, Threat, cut_of, seed_of
 
 _cross_entropy = torch.ops.fastsal.truncated_cross_entropy.default
 _margin = torch.ops.fastsal.margin_loss.default
@@ -26,11 +31,38 @@ def _reduce(loss: Tensor, reduction: str) -> Tensor:
     raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
 
 
+class _Last(torch.autograd.Function):
+    """The identity, for a gradient that has no gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        raise RuntimeError("fastsal: a loss of fastsal.functional was differentiated twice, expected once")
+
+
+def _once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """For a backward that cannot be differentiated. torch's own once_differentiable says so only where the gradient
+    from above requires grad: under the sum of a loss a gradient penalty would be lost without a word."""
+
+    def run(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return backward(ctx, *upstream)
+        with torch.no_grad():
+            grads = backward(ctx, *upstream)
+        return tuple([None if grad is None else _Last.apply(grad.detach().requires_grad_()) for grad in grads])
+
+    return run
+
+
 class _TruncatedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, target: Tensor, cut: float) -> tuple[Tensor, Tensor]:
         loss, grad, _, over = _cross_entropy(logits, target, None, cut)
-        return loss.clamp(max=cut), grad.masked_fill_(over.unsqueeze(1), 0.0)
+        cut_off = over.logical_and_(loss == loss)  # a NaN is over, and its gradient stays to be seen
+        return loss.clamp(max=cut), grad.masked_fill_(cut_off.unsqueeze(1), 0.0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -38,7 +70,7 @@ class _TruncatedCrossEntropy(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors
         return (upstream.unsqueeze(1) * grad).to(grad.dtype), None, None
@@ -56,7 +88,7 @@ class _MarginLoss(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
         return (upstream.unsqueeze(1) * grad).to(grad.dtype), None, None, None
@@ -75,7 +107,7 @@ class _KLDivergence(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1], output[2])
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, upstream: Tensor, _: Tensor, __: Tensor) -> tuple[Tensor | None, Tensor, None]:
         adv_grad, clean_grad = ctx.saved_tensors
         each = upstream.unsqueeze(1)
@@ -88,6 +120,8 @@ class _KLDivergence(torch.autograd.Function):
 
 def truncated_cross_entropy(logits: Tensor, target: Tensor, c: float | None = 0.5, reduction: str = "mean") -> Tensor:
     """Cross-entropy truncated at -log(c): min(CE, -log c) per row, with no gradient where CE > -log c.
+
+    A row with NaN has a loss and a gradient of NaN.
 
     Args:
         logits: (N, C) with 2 <= C <= 100,000, in fp32, bf16, fp16 or fp64.
@@ -168,6 +202,8 @@ def kl_divergence(clean: Tensor, adv: Tensor, reduction: str = "mean") -> Tensor
 
     Source: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", 2019.
     """
+    if clean.shape != adv.shape:
+        raise ValueError(f"clean: expected shape {tuple(adv.shape)}, that of adv, got {tuple(clean.shape)}")
     return _reduce(_KLDivergence.apply(clean, adv, clean.requires_grad)[0], reduction)
 
 
@@ -200,8 +236,9 @@ def random_start(
         ValueError, TypeError: a value, shape, dtype or device out of the contract, naming it.
     """
     threat = Threat.around(x, norm, eps, 0.0, clip_min, clip_max)
-    key = torch.as_tensor(seed, dtype=torch.int64, device=x.device)
-    return threat.start(x, key, sample_ids)
+    if seed is None:
+        raise TypeError("seed: expected an integer or a tensor of one int64, got None")
+    return threat.start(x, seed_of(seed, None, x.device), sample_ids)
 
 
 def pgd_step(
@@ -287,6 +324,9 @@ def retire(
     Raises:
         ValueError, TypeError: a value, shape, dtype or device out of the contract, naming it.
     """
+    for name, value in {"previous": previous, "current": current, "result": result, "stop": stop}.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     survivors: tuple[Tensor, Tensor, Tensor] = _retire(
         previous, current, right, over, rows, ids, result, stop, step, last
     )

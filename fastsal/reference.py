@@ -61,8 +61,11 @@ def add_towards(x: Tensor, delta: Tensor) -> Tensor:
 
 
 def _take(source: Tensor, index: Tensor | None) -> Tensor:
-    """Rows of `source`; a padding slot (-1) reads row 0, and nothing that comes of it is used."""
-    return source if index is None else source[index.clamp(min=0)]
+    """Rows of `source`; a padding slot (-1) reads row 0 or, where there is none, zeros, and nothing that comes of it is
+    used."""
+    if index is None:
+        return source
+    return source[index.clamp(min=0)] if len(source) else source.new_zeros(len(index), *source.shape[1:])
 
 
 def _of_sample(value: Tensor, ids: Tensor | None, like: Tensor) -> Tensor:
@@ -270,7 +273,8 @@ def pgd_step(
     unit, norm = _row_norm(delta)
     length, limit = unit * norm, inner_radius(radius)
     scale = torch.where(length > limit, limit / torch.where(length > 0, length, 1.0), 1.0)
-    return _clamp(add_towards(clean, delta * scale), low, high), nonfinite
+    scale = torch.where(torch.isfinite(length), scale, 0.0)  # x_adv was no number: back to x
+    return _clamp(add_towards(clean, torch.where(scale > 0, delta * scale, 0.0)), low, high), nonfinite
 
 
 # ---------------------------------------------------------------------------------------------- losses

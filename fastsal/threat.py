@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsal import backends  # noqa: F401  (binds the operators)
-from fastsal.checks import NORMS, channel_view
+from fastsal.checks import FLOATS, NORMS, channel_view
 from fastsal.facts import Check, Facts
 
 _random_start = torch.ops.fastsal.random_start.default
@@ -54,6 +54,21 @@ def cut_of(c: float | None) -> float:
     return -math.inf if c == 1 else -math.log(c)
 
 
+def seed_of(seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """One int64 on `device`. Drawn on the CPU for every device, so that one manual_seed gives one noise."""
+    if seed is not None and generator is not None:
+        raise ValueError("generator: expected None when seed is given, got both")
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise ValueError(f"seed: expected one torch.int64, got {seed.dtype} {tuple(seed.shape)}")
+        return seed.detach().reshape(()).to(device)
+    if seed is not None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+            raise ValueError(f"seed: expected an integer in [-2**63, 2**63), got {seed!r}")
+        return torch.tensor(seed, dtype=torch.int64, device=device)
+    return torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator).to(device)
+
+
 def topk_of(l1_sparsity: float, size: int) -> int:
     """The share `l1_sparsity` of `size` elements, rounded up, at least one."""
     number = isinstance(l1_sparsity, numbers.Real) and not isinstance(l1_sparsity, bool)
@@ -81,7 +96,7 @@ def _values(name: str, value: float | Tensor, count: int, unit: str, x: Tensor) 
     number_or_tensor(name, value)
     if not isinstance(value, Tensor):
         return torch.full((1,), float(value), dtype=torch.float64, device=x.device)
-    if value.device != x.device and value.dim() > 0:
+    if value.device != x.device and (value.dim() > 0 or value.device.type == "meta"):
         raise ValueError(f"{name}: expected device {x.device}, that of x, got {value.device}")
     if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, count)):
         raise ValueError(f"{name}: expected a float or shape ({count},), one per {unit}, got {tuple(value.shape)}")
@@ -106,8 +121,11 @@ def bound(name: str, value: Bound, x: Tensor, towards: float, facts: Facts) -> T
     given = _values(name, value, x.shape[1] if x.dim() > 1 else 1, "channel", x)
 
     def check(numbers: list[float]) -> None:
-        if any(map(math.isnan, numbers)):
-            raise ValueError(f"{name}: expected numbers, got {value}")
+        for number in numbers:  # not math.isnan, which torch.compile does not trace; infinite on its own side: no bound
+            if number != number or number == towards:
+                raise ValueError(
+                    f"{name}: expected numbers {'below' if towards > 0 else 'above'} {towards}, got {value}"
+                )
 
     _expect(given, value, facts, check)
     largest = torch.finfo(x.dtype).max
@@ -151,6 +169,12 @@ class Threat:
         facts: Facts | None = None,
     ) -> Threat:
         """The threat that a user describes. Values are checked here, or, with `facts`, when those are read."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+        if x.dtype not in FLOATS or x.layout != torch.strided:
+            raise TypeError(f"x: expected a dense tensor of torch.float32 or torch.float64, got {x.layout} {x.dtype}")
+        if x.dim() < 1:
+            raise ValueError(f"x: expected a batch dimension, shape (N, ...), got {tuple(x.shape)}")
         known = Facts() if facts is None else facts
         low = bound("clip_min", clip_min, x, math.inf, known)
         high = bound("clip_max", clip_max, x, -math.inf, known)

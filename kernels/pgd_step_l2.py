@@ -90,10 +90,10 @@ def displacement(clean, here, slope, inside, unit, inverse, along):
 
 @triton.jit
 def scale_into_ball(radius, unit, norm):
-    """What a displacement of this norm is multiplied by."""
+    """What a displacement of this norm is multiplied by; 0 where it is no number, since the point was none."""
     limit = inner_radius(radius) * power_of_two(unit, tl.float64)
     longer = norm > limit
-    return tl.where(longer, limit / tl.where(longer, norm, 1.0), 1.0)
+    return tl.where(norm - norm == 0, tl.where(longer, limit / tl.where(longer, norm, 1.0), 1.0), 0.0)
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def stored_point(
         channel = channel_of(at, channels, places, LAST)
     low = lower_bound(clip_min, channel, inside, EACH_LOW, clean.dtype)
     high = upper_bound(clip_max, channel, inside, EACH_HIGH, clean.dtype)
-    return project_point(clean, delta * scale, low, high)
+    return project_point(clean, tl.where(scale > 0, delta * scale, 0.0), low, high)
 
 
 @triton.jit(do_not_specialize=["samples", "slots", "size", "channels", "places"])

@@ -82,7 +82,7 @@ def _inside(count: int, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -
 
 def _points(x: Tensor, eps: Tensor, p: float) -> Tensor:
     """Current points: every other row well inside the ball (for L2 and L1, where a step leaves some of them)."""
-    outer = around(x, eps, finite=p != INF)
+    outer = around(x, eps, finite=p == 1.0)
     weight = -torch.log(torch.rand_like(x)) * torch.randn_like(x).sign() * (torch.rand_like(x) < 0.7)
     flat = weight.reshape(x.shape[0], -1) if x.numel() else weight.reshape(x.shape[0], 0)
     length = flat.abs().sum(1) if p == 1 else flat.square().sum(1).sqrt()

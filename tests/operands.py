@@ -89,9 +89,9 @@ def around(x: Tensor, eps: Tensor, finite: bool = False) -> Tensor:
     eps = eps.view(-1, *[1] * (x.dim() - 1)).expand(x.shape)
     edge = x + torch.where(torch.rand(x.shape) < 0.5, -eps, eps)
     far = x + eps * 6 * (torch.rand_like(x) - 0.5)
-    odd = [torch.full_like(x, -0.0), torch.full_like(x, 2 if finite else INF)]
+    odd = [torch.full_like(x, number) for number in (-0.0, *((2, 2) if finite else (INF, math.nan)))]
     choices = torch.stack((x, edge, edge.nextafter(x), edge.nextafter(far), far, *odd))
-    weights = torch.tensor([2, 3, 1, 1, 3, 0.3, 0.01])
+    weights = torch.tensor([2, 3, 1, 1, 3, 0.3, 0.01, 0.005])
     pick = torch.multinomial(weights, max(x.numel(), 1), replacement=True)[: x.numel()].view(x.shape)
     return choices.gather(0, pick.unsqueeze(0)).squeeze(0)
 

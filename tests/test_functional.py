@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -123,9 +124,10 @@ def test_a_row_of_nan_has_a_loss_of_nan_and_spoils_no_other_row(loss: Loss) -> N
 @each_loss
 def test_differentiable_once_and_says_so(loss: Loss) -> None:
     logits, target = problem()
-    (grad,) = torch.autograd.grad(loss(logits, target).square(), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    for reduce in (torch.square, torch.clone):  # a gradient from above that requires grad, and one that does not
+        (grad,) = torch.autograd.grad(reduce(loss(logits, target)), logits, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiated twice, expected once"):
+            (loss(logits, target) + grad.square().sum()).backward()
 
 
 @each_loss
@@ -274,7 +276,8 @@ def test_the_start_depends_on_seed_and_sample_alone_and_the_global_generator_sta
         ({"norm": True}, ValueError, "norm: expected"),
         ({"norm": "L1", "l1_sparsity": 0.0}, ValueError, r"l1_sparsity: expected a share in \(0, 1\], got 0.0"),
         ({"clip_min": torch.zeros(5)}, ValueError, r"clip_min: expected a float or shape \(2,\), one per channel"),
-        ({"clip_max": math.nan}, ValueError, "clip_max: expected numbers, got nan"),
+        ({"clip_max": math.nan}, ValueError, "clip_max: expected numbers above -inf, got nan"),
+        ({"clip_min": math.inf}, ValueError, "clip_min: expected numbers below inf, got inf"),
         ({"clip_max": -1.0}, ValueError, r"clip_max: expected at least clip_min \(0.0\), got -1.0"),
     ],
 )
@@ -282,3 +285,61 @@ def test_mistakes_are_named(change: dict[str, object], kind: type[Exception], me
     x = torch.rand(3, 2, 4)
     with pytest.raises(kind, match=message):
         functional.pgd_step(x, x, x, **{"eps": 0.1, "alpha": 0.01, **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("x", "kind", "message"),
+    [
+        (torch.tensor(0.5), ValueError, r"x: expected a batch dimension, shape \(N, ...\), got \(\)"),
+        (
+            torch.zeros(2, 3, dtype=torch.int64),
+            TypeError,
+            "x: expected a dense tensor of torch.float32 or torch.float64",
+        ),
+        (torch.eye(3).to_sparse(), TypeError, "x: expected a dense tensor"),
+        ([0.5], TypeError, "x: expected a tensor, got list"),
+    ],
+)
+def test_an_x_that_is_no_batch_is_named(x: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        functional.random_start(x, 0.1, 1)
+    with pytest.raises(kind, match=message):
+        functional.pgd_step(x, x, x, 0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("seed", "kind"), [(1.5, ValueError), (torch.tensor(1.5), ValueError), (True, ValueError), (2**63, ValueError)]
+)
+def test_a_seed_is_one_int64(seed: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="seed: expected"):
+        functional.random_start(torch.rand(2, 3), 0.1, seed)
+    with pytest.raises(TypeError, match="seed: expected an integer or a tensor of one int64, got None"):
+        functional.random_start(torch.rand(2, 3), 0.1, None)  # type: ignore[arg-type]
+
+
+def test_operands_that_are_missing_or_do_not_match_are_named() -> None:
+    x = torch.rand(3, 2)
+    with pytest.raises(TypeError, match="result: expected a tensor, got NoneType"):
+        functional.retire(x, x, None, None, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"clean: expected shape \(2, 2\), that of adv, got \(3, 2\)"):
+        functional.kl_divergence(x, x[:2])
+
+
+@pytest.mark.parametrize("c", [None, 0.5])
+def test_the_gradient_of_a_row_with_nan_is_nan(c: float | None) -> None:
+    logits = torch.randn(3, 4)
+    logits[1, 2] = math.nan
+    (grad,) = torch.autograd.grad(
+        functional.truncated_cross_entropy(logits.requires_grad_(), torch.tensor([0, 1, 2]), c, "sum"), logits
+    )
+    assert grad[1].isnan().all() and grad[[0, 2]].isfinite().all()
+
+
+def test_steps_and_starts_compile_with_a_radius_that_is_a_constant() -> None:
+    x, grad = torch.rand(3, 2, 4), torch.randn(3, 2, 4)
+
+    def both(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        return functional.pgd_step(x, functional.random_start(x, 0.1, 3), grad, 0.1, 0.01)
+
+    compiled = torch.compile(both, fullgraph=True, dynamic=True, backend="eager")
+    assert torch.equal(compiled(x, grad), both(x, grad))

@@ -180,7 +180,7 @@ def of_points(name: str, spec: Points) -> Case:
     within = x[owner] + radius.view(each) * (2 * torch.rand(slots, *shape, dtype=spec.dtype) - 1) / (
         1 if spec.p == INF else size ** (1 / spec.p)
     )
-    here = around(x[owner], radius, finite=spec.p != INF)
+    here = around(x[owner], radius, finite=spec.p == 1.0)
     here = torch.where(torch.rand(slots).view(each) < 0.5, here, within)
     grad = gradients(slots, shape, spec.grad, spec.finite)
     topk = max(1, round(spec.share * size))

@@ -193,9 +193,9 @@ def test_only_samples_that_are_asked_for_are_looked_at(body: str, p: float) -> N
     assert run(body, "pgd_step", x, here, here, one, one, zero, one * 10, None, ids, p)[0][0].isfinite().all()
     for wrong in (1, 2):
         ids = torch.tensor([3, -1, wrong])
-        with pytest.raises(ValueError, match=f"random_start: x: .*, got a value outside in row {wrong} "):
+        with pytest.raises(ValueError, match=f"random_start: x: .*, got .* in row {wrong} "):
             run(body, "random_start", x, one, seed, None, zero, one * 10, ids, p)
-        with pytest.raises(ValueError, match=f"pgd_step: x: .*, got a value outside in row {wrong} "):
+        with pytest.raises(ValueError, match=f"pgd_step: x: .*, got .* in row {wrong} "):
             run(body, "pgd_step", x, here, here, one, one, zero, one * 10, None, ids, p)
 
 
@@ -231,3 +231,69 @@ def test_a_wrong_device_is_refused_by_name(name: str) -> None:
             with pytest.raises(ValueError) as caught:
                 call(*args)
             assert str(caught.value) == f"fastsal.{name}: {label}: expected device cpu, got meta"
+
+
+@each_body
+def test_what_retire_writes_to_is_apart_from_what_it_reads(body: str) -> None:
+    n = 64
+    points, ids, stop = torch.rand(n, 8), torch.arange(n).roll(-1).contiguous(), torch.zeros(n, dtype=torch.int64)
+    for change in ({"stop": ids}, {"result": points}, {"current": points, "result": points[:]}):
+        given = {"previous": points, "current": points + 1, "result": torch.zeros(n, 8), "stop": stop} | change
+        call = (given["previous"], given["current"], None, None, None, ids, given["result"], given["stop"], 1, True)
+        with pytest.raises(ValueError, match=r"retire: (stop|result): expected memory apart from that of"):
+            run(body, "retire", *call)
+
+
+@each_body
+def test_memory_that_autograd_would_not_hear_of_is_refused(body: str) -> None:
+    points, stop = torch.rand(3, 8), torch.zeros(3, dtype=torch.int64)
+
+    def call(result: torch.Tensor) -> None:
+        run(body, "retire", points, points + 1, None, None, None, None, result, stop, 1, True)
+
+    for leaf in (torch.zeros(3, 8, requires_grad=True), torch.zeros(3, 8, requires_grad=True) * 1):
+        with pytest.raises(ValueError, match="retire: result: expected a tensor that does not require grad"):
+            call(leaf)
+        with torch.no_grad():
+            call(leaf)
+    with torch.inference_mode():
+        inference = torch.zeros(3, 8)
+        call(inference)
+    with pytest.raises(ValueError, match="retire: result: expected no inference tensor"):
+        call(inference)
+
+
+@each_body
+@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_sparse_operands_are_named(body: str, sparse: Any) -> None:
+    one = torch.ones(1)
+    with pytest.raises(TypeError, match=r"random_start: x: expected a dense tensor .*, got torch.sparse"):
+        run(body, "random_start", sparse(torch.eye(3)), one, torch.tensor(1), None, None, None, None, INF)
+    with pytest.raises(TypeError, match="kl_divergence: adv: expected a dense tensor"):
+        run(body, "kl_divergence", torch.eye(3), sparse(torch.eye(3)), None, True)
+
+
+@each_body
+def test_a_bound_that_is_nan_is_named_and_so_is_the_element_outside(body: str) -> None:
+    x, one, low = torch.full((2, 2, 3), 0.5), torch.ones(1), torch.tensor([0.0, math.nan])
+    seed = torch.tensor(1)
+    with pytest.raises(ValueError, match="random_start: clip_min: expected numbers, got"):
+        run(body, "random_start", x, one, seed, None, low, None, None, INF)
+    low[1] = 0.625
+    with pytest.raises(ValueError, match=r"here \[0.625, 1\], got 0.5 in row 0 at \(1, 0\)"):
+        run(body, "random_start", x, one, seed, None, low, one, None, INF)
+
+
+@each_body
+@pytest.mark.parametrize("p", NORMS)
+def test_no_samples_and_padding_alone(body: str, p: float) -> None:
+    none, one, ids = torch.empty(0, 2, 3), torch.ones(1), torch.full((3,), -1)
+    assert run(body, "random_start", none, one, torch.tensor(1), None, None, None, ids, p)[0].shape == (3, 2, 3)
+    here = torch.rand(3, 2, 3)
+    step = run(body, "pgd_step", none, here, here, one, one, None, None, None, ids, p)
+    assert step[0].shape == (3, 2, 3) and not step[1].any()
+    scores, label = torch.rand(3, 4), torch.empty(0, dtype=torch.int64)
+    assert run(body, "truncated_cross_entropy", scores, label, ids, 0.5)[3].all()
+    for dlr in (False, True):
+        assert not run(body, "margin_loss", scores, label, None, ids, dlr)[1].any()
+    assert not run(body, "kl_divergence", torch.empty(0, 4), scores, ids, True)[1].any()

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kHeldThreads, kL2Blocks<T, G, turns>)
 #pragma unroll
     for (int v = 0; v < group; ++v) {
       const int i = row.at(k, v);
-      out.values[v] = project_point(held[k].clean[v], delta[k][v] * scale, row.box.low(i), row.box.high(i));
+      out.values[v] = l2_point(held[k].clean[v], delta[k][v], scale, row.box.low(i), row.box.high(i));
     }
     row.save(k, out);
   }
@@ -192,8 +192,8 @@ __global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
 #pragma unroll
     for (int v = 0; v < row.group; ++v) {
       const int i = row.at(k, v);
-      const double delta = step.displacement(e.clean[v], e.here[v], e.slope[v]) * step.scale;
-      out.values[v] = project_point(e.clean[v], delta, row.box.low(i), row.box.high(i));
+      const double delta = step.displacement(e.clean[v], e.here[v], e.slope[v]);
+      out.values[v] = l2_point(e.clean[v], delta, step.scale, row.box.low(i), row.box.high(i));
     }
     row.save_to(static_cast<T*>(call.next_out) + step.next, k, out);
   });

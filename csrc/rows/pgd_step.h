@@ -28,8 +28,16 @@ FASTSAL_ROW double displacement_at_rest(T clean, T here) {
   return double(here) - double(clean);
 }
 
-// What brings a displacement of this norm into the ball.
-FASTSAL_ROW double l2_scale(double norm, double limit) { return norm > limit ? limit / norm : 1; }
+// What brings a displacement of this norm into the ball; 0 where it is no number, since the point was none.
+FASTSAL_ROW double l2_scale(double norm, double limit) {
+  const double scale = norm > limit ? limit / norm : 1;
+  return is_finite(norm) ? scale : 0;
+}
+
+template <class T>
+FASTSAL_ROW T l2_point(T clean, double delta, double scale, T low, T high) {
+  return project_point(clean, scale > 0 ? delta * scale : 0, low, high);
+}
 
 // ------------------------------------------------------------------------------------------- rows on a CPU
 
@@ -127,7 +135,7 @@ FASTSAL_ROW bool l2_project_row(X x, O next, int64_t size, T eps, Box box, Delta
   for (int64_t i = 0; i < size; ++i) {
     const T clean = x[i], low = box.low(i), high = box.high(i);
     outside |= Mask(outside_box(clean, low, high));
-    next[i] = project_point(clean, delta(i) * scale, low, high);
+    next[i] = l2_point(clean, delta(i), scale, low, high);
   }
   return outside != 0;
 }

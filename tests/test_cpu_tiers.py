@@ -9,6 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -142,3 +145,13 @@ def test_a_tier_that_does_not_exist_is_refused_at_import(outcomes: dict[str, Out
 
 if __name__ == "__main__":
     print(json.dumps([EXTENSION.cpu_tier(), digests()]))
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump to read machine code with")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for instructions of x86-64")
+def test_no_tier_fuses_a_multiplication_and_an_addition() -> None:
+    """Else an instruction set that has FMA would give other bits."""
+    command = ["objdump", "-d", "--no-show-raw-insn", EXTENSION.__file__]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "%zmm" in code and "vmulps" in code and "vaddpd" in code  # the vector code of every tier was read
+    assert re.findall(r"vfn?m(?:add|sub)\w*", code) == []

@@ -66,6 +66,18 @@ def test_every_cell_names_a_test_that_exists_or_a_reason() -> None:
     assert {place: found for place, proof in table.items() if (found := problem(proof))} == {}
 
 
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_links_to_or_names_is_there(page: str) -> None:
+    text, folder = (ROOT / page).read_text(), (ROOT / page).parent
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if link and not (folder / link).exists()] == []
+    paths = re.findall(r"`((?:tests|tools|docs|csrc|kernels|benchmarks|fastsal|examples)/[\w./]+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_each_layer_proves_something_of_each_operator() -> None:
     table = cells(PAGE.read_text())
     for operator, layer in itertools.product(OPERATORS, LAYERS):

@@ -79,11 +79,13 @@ def test_one_wait_for_the_values_of_all_arguments(plain: bool, reads: list[int])
 
 
 def test_none_without_checks_on_an_accelerator() -> None:
-    """There the facts are gathered and not read."""
-    x = torch.rand(5, 3, 4, device="meta")
-    facts = Facts()
-    attack = fastsal.PGD(stopping(), eps=0.1)
-    attack._threat(x, facts).inspect(x, facts)  # a read of a meta tensor would raise
+    """There nothing is read before the first forward: a read of a meta tensor raises, but with check_inputs=False."""
+    x, y = torch.rand(5, 3, 4, device="meta"), torch.zeros(5, dtype=torch.int64, device="meta")
+    eps = torch.full((5,), 0.1, device="meta")
+    with pytest.raises(Reached):
+        fastsal.PGD(stopping(), eps=eps, check_inputs=False)(x, y)
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        fastsal.PGD(stopping(), eps=eps)(x, y)
 
 
 def test_all_mistakes_of_value_are_still_named() -> None:

@@ -4,6 +4,7 @@
 #include "rows/largest.h"
 #include "rows/margin_loss.h"
 #include "rows/random_start.h"
+#include "rows/softmax.h"
 
 using namespace fastsal;
 
@@ -163,6 +164,8 @@ bool l1_row_f64(const double* x, const double* here, const double* grad, double*
                 double alpha, int64_t topk, double* scratch) {
   return l1_row(x, here, grad, next, size, eps, alpha, topk, scratch);
 }
+bool from_zero_of(float low, float high) { return UniformBox<float>{low, high}.from_zero(); }
+bool worthwhile_of(int64_t classes) { return SoftmaxBlocks<float>::worthwhile(classes); }
 double room_of(double clean, double delta, double low, double high) { return l1_room(clean, delta, low, high); }
 
 // The shrinkage of a row and the passes it took; `count` is a multiple of 16.

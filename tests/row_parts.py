@@ -46,6 +46,7 @@ def checks(placed: Placed = lambda value: value) -> Iterator[tuple[str, Problem]
     yield "sums", _sums(placed)
     yield "norms of any magnitude", _norms
     yield "room in the box", _room
+    yield "which loop", _which_loop
     yield "shrinkage", _shrinkage(placed)
     yield "shrinkage, told", _shrinkage_told
     yield "shrinkage at a jump", _shrinkage_at_a_jump
@@ -415,6 +416,8 @@ def _l1_row(dtype: torch.dtype, placed: Placed) -> Problem:
         here = x + torch.randn(3, size, dtype=dtype, generator=generator) * 0.3
         here[:, ::3] = x[:, ::3]
         grad = torch.randint(-3, 4, (3, size), generator=generator).to(dtype)
+        grad[2] = 0
+        grad[2, ::7] = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
         eps, alpha = torch.tensor([0.5], dtype=dtype), torch.tensor([0.25], dtype=dtype)
         expected = reference.pgd_step(x, here, grad, eps, alpha, None, None, None, None, 1.0, topk)[0]
         rows.append((placed(x), placed(here), placed(grad), topk, expected))
@@ -437,10 +440,29 @@ def _l1_row(dtype: torch.dtype, placed: Placed) -> Problem:
 def _room(library: ctypes.CDLL) -> str | None:
     """To the edge on the side of the displacement; none for a point that is outside of the box."""
     library.room_of.restype = ctypes.c_double
-    for clean, delta, room in ((0.25, 1, 0.75), (0.25, -1, 0.25), (2, 1, 0), (-2, -1, 0), (NAN, 1, 0), (1, 3, 0)):
+    for clean, delta, room in (
+        (0.25, 1, 0.75),
+        (0.25, -1, 0.25),
+        (1.5, 1, 0),
+        (2, 1, 0),
+        (-2, -1, 0),
+        (NAN, 1, 0),
+        (1, 3, 0),
+    ):
         found = library.room_of(*map(ctypes.c_double, (clean, delta, 0, 1)))
         if found != room:
             return f"from {clean} by {delta} there is room for {found}, expected {room}"
+    return None
+
+
+def _which_loop(library: ctypes.CDLL) -> str | None:
+    """The quick loops are taken where they may be: a box that begins at 0; so many classes as there is room for."""
+    for low, high, expected in ((0.0, 1.0, 1), (0.0, 3e38, 1), (1.0, 2.0, 0), (-1.0, 1.0, 0)):
+        if call(library.from_zero_of, ctypes.c_float(low), ctypes.c_float(high)) & 1 != expected:
+            return f"a box from {low} to {high}"
+    for classes, expected in ((10, 0), (100_000, 1), (131_073, 0), (10**7, 0)):
+        if call(library.worthwhile_of, classes) & 1 != expected:
+            return f"{classes} classes"
     return None
 
 
@@ -458,7 +480,7 @@ def _probes(library: ctypes.CDLL) -> str | None:
 # How many passes the search takes over each row of _displaced(), in base 36: what its Newton steps are there for.
 PASSES = (
     "111100199m00111100111100111100122g00122100132c0013210014810012310016910014310015b1001331001"
-    "2a10013410016a1001431001e41001441001841001541001d31001541001c91001641001g51001542001b410020"
+    "2a10013410016a1001431001e41001441001841001541001d31001541001c91001641001g51001542001b4100202"
 )
 
 
@@ -473,6 +495,7 @@ def _displaced() -> Iterator[tuple[float, list[float], list[float]]]:
             yield share * total, magnitudes, rooms
     yield 1.0, [1e5, 1e-300, 1.0], [1e308, 1e308, 1e308]
     yield 4.0, [4.0] * 3 + [0.5], [1.0, 1.0, 1.0, 1.0]
+    yield 2.0, [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]
 
 
 def _shrinkage(placed: Placed) -> Problem:

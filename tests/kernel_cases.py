@@ -195,6 +195,7 @@ def _labelled(rows: int, classes: int, dtype: torch.dtype, index: str, special: 
     logits, own = scores(rows, classes, dtype), target[ids.clamp(min=0)]
     if special:
         anywhere = torch.randint(classes, (rows,))
+        logits[0, ::2] = -INF
         logits[1, :: max(classes // 3, 1)] = -INF
         logits[2, anywhere[2]], logits[3, anywhere[3]] = INF, math.nan
         logits[4] = -INF  # class 0 is the label, so that the competitor is not class 0
@@ -241,6 +242,12 @@ def _kl_divergence(
             adv[3], clean_logits[of[3]] = (torch.randn(2, classes) * 2).to(dtype)
             adv[3, 0] = -INF  # impossible for adv alone: an infinite divergence
             adv[5, 0], clean_logits[of[7], -1] = math.nan, math.nan
+            # impossible for adv as well: one class whose probability is 0 to rounding, and several, one of them likely
+            adv[8], clean_logits[of[8]] = (torch.randn(2, classes) * 2).to(dtype)
+            adv[8, 0], clean_logits[of[8], 0], clean_logits[of[8], -1] = -INF, 0, 2000
+            adv[9], clean_logits[of[9]] = (torch.randn(2, classes) * 2).to(dtype)
+            adv[9, ::2], clean_logits[of[9], ::2], clean_logits[of[9], 0] = -INF, -2000, 5
+            adv[10] = -INF  # no distribution
             adv[8, 0], clean_logits[of[9], 0] = INF, INF
     return (_dense(clean_logits, False, base), _dense(adv, False, base), None if index == "none" else ids, both), base
 
@@ -347,6 +354,7 @@ def _quick_entropies() -> Iterator[Case]:
     yield _case(_truncated_cross_entropy, F32, 1000, 13, 0.0)
     yield _case(_truncated_cross_entropy, F64, 65, 13, -INF)
     yield _case(_truncated_cross_entropy, F32, 9001, 3, 0.7, special=False)
+    yield _case(_truncated_cross_entropy, F32, 1001, 13, 0.7)
     yield _case(_truncated_cross_entropy, F32, 5000, 13, 0.7)
     yield _case(_truncated_cross_entropy, F32, 10, 0, 0.7)
 
@@ -390,6 +398,7 @@ def _quick_divergences() -> Iterator[Case]:
         yield _case(_kl_divergence, BF16, 33, 13, both)
         yield _case(_kl_divergence, F16, 1000, 13, both)
         yield _case(_kl_divergence, F32, 9001, 3, both, special=False)
+        yield _case(_kl_divergence, F32, 1001, 13, both)
         yield _case(_kl_divergence, F32, 10, 0, both)
 
 

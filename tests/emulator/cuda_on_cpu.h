@@ -13,6 +13,7 @@
 //   bytes are counted, and an access outside of every operand, or off its own alignment, is an error.
 // - Blocks run one after another, in an order shuffled by the seed: a block must not wait for another.
 // - Threads run one at a time until they finish or meet a barrier or a warp intrinsic; then the order is shuffled anew.
+//   After each barrier one warp is late: it goes on only when no other can, so that what it has yet to read may be gone.
 //
 // Reported as an error, with kernel, block, thread and line: a barrier that not every thread of the block reaches; a warp
 // intrinsic whose mask names a lane that does not exist, has finished or waits elsewhere, that leaves out its caller,
@@ -242,10 +243,9 @@ inline std::string whereabouts(const Fiber& fiber) {
   return fiber.state == State::finished ? "has finished" : "waits at " + fiber.wait.place();
 }
 
-// Lets every warp go on whose lanes have all arrived. True: some thread is ready again.
-inline bool release_warps() {
+// Lets every warp go on whose lanes have all arrived.
+inline void release_warps() {
   Machine& m = machine();
-  bool released = false;
   for (unsigned t = 0; t < m.threads; ++t) {
     if (m.fibers[t].state != State::warp) continue;
     const unsigned base = t / kLanes * kLanes;
@@ -271,9 +271,7 @@ inline bool release_warps() {
       own.votes = votes;
       m.fibers[base + lane].state = State::ready;
     }
-    released = true;
   }
-  return released;
 }
 
 // Nobody can go on, and no warp is complete: either the whole block stands at one barrier, or something is wrong.
@@ -342,17 +340,28 @@ inline void run_block(Random& random, size_t dynamic_shared) {
   m.dynamic.reset(new unsigned char[dynamic_shared]);
   std::memset(m.dynamic.get(), 0xff, dynamic_shared);
   for (unsigned t = 0; t < m.threads; ++t) m.fibers[t].state = State::ready;
+  const unsigned warps = (m.threads + kLanes - 1) / kLanes;
+  unsigned late = unsigned(random.below(warps));  // a warp that goes on only when no other can
   std::vector<unsigned> order;
-  do {
+  for (;;) {
     order.clear();
     for (unsigned t = 0; t < m.threads; ++t)
-      if (m.fibers[t].state == State::ready) order.push_back(t);
+      if (m.fibers[t].state == State::ready && t / kLanes != late) order.push_back(t);
+    if (order.empty())
+      for (unsigned t = late * kLanes; t < m.threads && t / kLanes == late; ++t)
+        if (m.fibers[t].state == State::ready) order.push_back(t);
+    if (order.empty()) {
+      if (!release_barrier()) return;
+      late = unsigned(random.below(warps));
+      continue;
+    }
     for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
     for (const unsigned t : order) {
       run_thread(t);
       if (!m.error.empty()) return;
     }
-  } while (release_warps() || release_barrier());
+    release_warps();
+  }
 }
 
 inline uint64_t greatest_common_divisor(uint64_t a, uint64_t b) { return b ? greatest_common_divisor(b, a % b) : a; }

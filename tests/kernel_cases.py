@@ -98,18 +98,31 @@ def _scaled(count: int, shape: tuple[int, ...]) -> Tensor:
 
 def _crumbs(count: int, shape: tuple[int, ...], p: float) -> Tensor:
     """A few large elements, then so many small ones that none of them changes a sum, and all of them do."""
-    points = torch.full((count, math.prod(shape)), 2.0**-27 if p == 2 else 2.0**-54, dtype=F64)
-    points[:, :16] = 1
+    crumb = 0.9 * 2.0**-52
+    points = torch.full((count, math.prod(shape)), math.sqrt(crumb) if p == 2 else crumb, dtype=F64)
+    points[:, :64] = 1
     return points.view(count, *shape)
+
+
+def _close(count: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Neighbours of 1, and in every other row a few of the smallest numbers among zeros."""
+    info = torch.finfo(dtype)
+    grad = torch.tensor([1, 1 + info.eps, -1, -1 - info.eps], dtype=dtype)[torch.randint(4, (count, *shape))]
+    least = torch.full_like(grad, info.smallest_normal * info.eps)
+    grad[1::2] = torch.where(torch.rand(grad.shape) < 0.1, least, torch.zeros_like(grad))[1::2]
+    return grad
 
 
 def _slopes(count: int, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> Tensor:
     """Gradients with ties and zeros ("plain"), of all magnitudes ("finite"), or not finite in places ("special"), or in
-    one or two ("sparse"); or each row at a magnitude of its own, as far as fp64 goes ("scaled"); or none ("crumbs")."""
+    one or two ("sparse"); or each row at a magnitude of its own, as far as fp64 goes ("scaled"); or none ("crumbs"), or
+    as close to each other, or to zero, as can be ("close")."""
     if kind == "scaled":
         return _scaled(count, shape).to(dtype)
     if kind == "crumbs":
         return torch.zeros(count, *shape, dtype=dtype)
+    if kind == "close":
+        return _close(count, shape, dtype)
     if kind not in ("plain", "sparse", "far"):
         return gradients(count, shape, dtype, finite=kind == "finite")
     grad = (torch.randn(count, *shape) * 3).round() / 4
@@ -326,8 +339,11 @@ def _quick_steps() -> Iterator[Case]:
         yield _case(_pgd_step, dtype, grad, INF, (120,), 10, "positive", "none", values)
     for values in ("scaled", "far"):
         yield _case(_pgd_step, F64, F64, 2.0, (40,), 10, "none", "none", values)
+        yield _case(_pgd_step, F64, F64, 2.0, (6200,), 3, "none", "none", values)
     for p in (2.0, 1.0):
         yield _case(_pgd_step, F64, F32, p, (8208,), 2, "none", "none", "crumbs")
+    yield _case(_pgd_step, F32, F32, 1.0, (40,), 6, "none", "none", "close", share=0.3)
+    yield _case(_pgd_step, F64, F64, 1.0, SMALL, 4, "none", "none", "close", last=True, share=0.2)
     yield _case(_pgd_step, F32, F32, 1.0, (21,), 6, "none", "none", "finite")
 
 

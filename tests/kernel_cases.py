@@ -110,6 +110,7 @@ def _close(count: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     grad = torch.tensor([1, 1 + info.eps, -1, -1 - info.eps], dtype=dtype)[torch.randint(4, (count, *shape))]
     least = torch.full_like(grad, info.smallest_normal * info.eps)
     grad[1::2] = torch.where(torch.rand(grad.shape) < 0.1, least, torch.zeros_like(grad))[1::2]
+    grad[2].view(-1)[:2] = INF  # and the first two largest, but nothing moves there
     return grad
 
 
@@ -210,7 +211,7 @@ def _labelled(rows: int, classes: int, dtype: torch.dtype, index: str, special: 
         anywhere = torch.randint(classes, (rows,))
         logits[0, ::2] = -INF
         logits[1, :: max(classes // 3, 1)] = -INF
-        logits[2, anywhere[2]], logits[3, anywhere[3]] = INF, math.nan
+        logits[2, anywhere[2]], logits[3, anywhere[3]], logits[3, classes // 2] = INF, math.nan, math.nan
         logits[4] = -INF  # class 0 is the label, so that the competitor is not class 0
         logits[5] = 0.25
         logits[7, own[7]] = -INF
@@ -260,7 +261,8 @@ def _kl_divergence(
             adv[8, 0], clean_logits[of[8], 0], clean_logits[of[8], -1] = -INF, 0, 2000
             adv[9], clean_logits[of[9]] = (torch.randn(2, classes) * 2).to(dtype)
             adv[9, ::2], clean_logits[of[9], ::2], clean_logits[of[9], 0] = -INF, -2000, 5
-            adv[10] = -INF  # no distribution
+            adv[10], clean_logits[of[12]] = -INF, -INF  # no distribution
+            clean_logits[of[11], :2] = adv[11, -2:] = torch.tensor([2000, 1000], dtype=dtype)  # far apart
             adv[8, 0], clean_logits[of[9], 0] = INF, INF
     return (_dense(clean_logits, False, base), _dense(adv, False, base), None if index == "none" else ids, both), base
 
@@ -465,7 +467,8 @@ def cases(name: str, size: str) -> Iterator[Case]:
 
 # ---------------------------------------------------------------------------------------- out of range
 
-WILD = (2**62, -(2**62), 2**31, -2)
+WILD = (-1, 2**62, -(2**62), 2**31, -2)
+FIRST_WILD = {"ids": 2, "rows": 0, "target": 0, "other": 1}  # every other place from there on; some stay as they were
 
 
 def _wild(case: Case) -> Iterator[Case]:
@@ -473,7 +476,7 @@ def _wild(case: Case) -> Iterator[Case]:
     vectors: dict[str, Tensor] = {}
     for name, limit in case.limits().items():
         vector = case[name].clone()
-        places = vector[2 + len(vectors) :: 2]  # not always the same rows, and some stay as they were
+        places = vector[FIRST_WILD[name] :: 2]
         beyond = torch.tensor((limit, *WILD))[: len(places)]
         places[: len(beyond)] = beyond
         if len(beyond):

@@ -272,7 +272,7 @@ def _retire(
     last: bool = False, base: int = 0,
 ) -> tuple[tuple[Any, ...], int]:  # fmt: skip
     samples = rows + 3 if index in ("gather", "ids") else rows
-    slots = rows + 2 if index in ("gather", "rows") else rows
+    slots = {"gather": rows + 2, "rows": max(rows - 4, 1)}.get(index, rows)
     previous, current = (_dense(clean(n, shape, dtype), last, base) for n in (slots, rows))
     result = _dense(torch.full((samples, *shape), 7, dtype=dtype), last, base)
     which, ids = torch.randint(max(slots, 1), (rows,)), torch.randperm(samples)[:rows]
@@ -437,6 +437,7 @@ def _quick_retirements() -> Iterator[Case]:
         yield _case(_retire, F32, (8,), 0, "over", final, "none")
     yield _case(_retire, F32, (4,), 1100, "over", False)
     yield _case(_retire, F32, (5,), 9, "right,over", False, "rows")
+    yield _case(_retire, F32, (5,), 9, "over", True, "rows")
     yield _case(_retire, F64, (5,), 9, "right,over", False, "ids")
 
 

@@ -105,12 +105,13 @@ def _crumbs(count: int, shape: tuple[int, ...], p: float) -> Tensor:
 
 
 def _close(count: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Neighbours of 1, and in every other row a few of the smallest numbers among zeros."""
+    """Neighbours of 1 in rows 0 and 1, then a few of the smallest numbers among zeros; then the first two are infinite,
+    and as nothing moves in such a row, they do not."""
     info = torch.finfo(dtype)
     grad = torch.tensor([1, 1 + info.eps, -1, -1 - info.eps], dtype=dtype)[torch.randint(4, (count, *shape))]
-    least = torch.full_like(grad, info.smallest_normal * info.eps)
-    grad[1::2] = torch.where(torch.rand(grad.shape) < 0.1, least, torch.zeros_like(grad))[1::2]
-    grad[2].view(-1)[:2] = INF  # and the first two largest, but nothing moves there
+    least = torch.where(torch.rand(grad.shape) < 0.1, info.smallest_normal * info.eps, 0.0).to(dtype)
+    grad[2:4] = least[2:4]
+    grad.view(count, -1)[4:, :2] = INF
     return grad
 
 
@@ -344,8 +345,8 @@ def _quick_steps() -> Iterator[Case]:
         yield _case(_pgd_step, F64, F64, 2.0, (6200,), 3, "none", "none", values)
     for p in (2.0, 1.0):
         yield _case(_pgd_step, F64, F32, p, (8208,), 2, "none", "none", "crumbs")
-    yield _case(_pgd_step, F32, F32, 1.0, (40,), 6, "none", "none", "close", share=0.3)
-    yield _case(_pgd_step, F64, F64, 1.0, SMALL, 4, "none", "none", "close", last=True, share=0.2)
+    yield _case(_pgd_step, F32, F32, 1.0, (40,), 6, "none", "none", "close", share=0.3, shared=True)
+    yield _case(_pgd_step, F64, F64, 1.0, SMALL, 6, "none", "none", "close", last=True, share=0.2, shared=True)
     yield _case(_pgd_step, F32, F32, 1.0, (21,), 6, "none", "none", "finite")
 
 

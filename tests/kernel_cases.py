@@ -258,12 +258,12 @@ def _kl_divergence(
             adv[3, 0] = -INF  # impossible for adv alone: an infinite divergence
             adv[5, 0], clean_logits[of[7], -1] = math.nan, math.nan
             # impossible for adv as well: one class whose probability is 0 to rounding, and several, one of them likely
-            adv[8], clean_logits[of[8]] = (torch.randn(2, classes) * 2).to(dtype)
-            adv[8, 0], clean_logits[of[8], 0], clean_logits[of[8], -1] = -INF, 0, 2000
-            adv[9], clean_logits[of[9]] = (torch.randn(2, classes) * 2).to(dtype)
-            adv[9, ::2], clean_logits[of[9], ::2], clean_logits[of[9], 0] = -INF, -2000, 5
-            adv[10], clean_logits[of[12]] = -INF, -INF  # no distribution
+            adv[0], clean_logits[of[0]] = (torch.randn(2, classes) * 2).to(dtype)
+            adv[0, 0], clean_logits[of[0], 0], clean_logits[of[0], -1] = -INF, 0, 2000
+            adv[10], clean_logits[of[10]] = (torch.randn(2, classes) * 2).to(dtype)
+            adv[10, ::2], clean_logits[of[10], ::2], clean_logits[of[10], 0] = -INF, -2000, 5
             clean_logits[of[11], :2] = adv[11, -2:] = torch.tensor([2000, 1000], dtype=dtype)  # far apart
+            (adv[12] if both else clean_logits[of[12]])[:] = -INF  # no distribution
             adv[8, 0], clean_logits[of[9], 0] = INF, INF
     return (_dense(clean_logits, False, base), _dense(adv, False, base), None if index == "none" else ids, both), base
 

@@ -11,7 +11,9 @@ void launch_kl_divergence(const KlDivergenceCall& call, void* stream) {
     using Z = typename decltype(rows)::Logit;
     constexpr bool wide = decltype(rows)::wide;
     const char* name = "kl_divergence";
-    const RowPlan plan = plan_rows<Z>(call.count, call.classes, kDivergenceTurns<Z>);
+    const RowPlan plan = plan_rows<Z>(
+        call.count, call.classes, {kDivergenceTurns<Z, WarpTeam>, kDivergenceTurns<Z, BlockTeam>},
+        kDivergenceThreads<BlockTeam>);
     if (plan.warp_per_row)
       launch(name, kl_divergence_kernel<Z, WarpTeam, wide>, plan.blocks, plan.threads, 0, stream, call);
     else if (plan.on_chip)

@@ -7,8 +7,12 @@
 
 namespace fastsal {
 
-template <class Z>
-constexpr int kDivergenceTurns = sizeof(Z) == 2 ? 1 : 2;  // 8 elements of a thread from either row, or 4 in fp64
+// 8 elements of a thread from either row, or 4 in fp64; twice as many where a block has one row. Half the block then has
+// twice the registers, and no more of them go to what every thread keeps.
+template <class Z, class Team>
+constexpr int kDivergenceTurns = (sizeof(Z) == 2 ? 1 : 2) * (Team::kMostThreads > 128 ? 2 : 1);
+template <class Team>
+constexpr unsigned kDivergenceThreads = Team::kMostThreads > 512 ? 512 : Team::kMostThreads;
 
 // The sample of row j. Padding is finished here, and -1 comes back.
 template <class Z, bool wide, class Team>
@@ -25,9 +29,10 @@ __device__ __forceinline__ int64_t begin_divergence(const KlDivergenceCall& call
 }
 
 template <class Z, class Team, bool wide>
-__global__ void __launch_bounds__(Team::kMostThreads) kl_divergence_kernel(KlDivergenceCall call) {
+__global__ void __launch_bounds__(kDivergenceThreads<Team>, 512 / kDivergenceThreads<Team>)
+    kl_divergence_kernel(KlDivergenceCall call) {
   using T = typename LossOf<Z>::Type;
-  constexpr int turns = kDivergenceTurns<Z>, pack = kPack<Z>;
+  constexpr int turns = kDivergenceTurns<Z, Team>, pack = kPack<Z>;
   const Team team;
   const Walk<Z, wide> walk(team, call.classes);
   for (int64_t j = team.first_row(); j < call.count; j += team.rows_apart()) {
@@ -103,17 +108,28 @@ struct DivergenceSum {
   }
 };
 
+// What the gradients of a row need, in shared memory. Read anew for each element (volatile), it holds no registers.
+template <class T>
+struct DivergenceRow {
+  T clean_top, adv_top, impossible, clean_total, adv_total, shift, loss;
+  int64_t j, clean_at, adv_at;  // the row, and where it begins in memory
+};
+
 // A row longer than the registers of a block.
 template <class Z, bool wide>
 __global__ void __launch_bounds__(kLongRowThreads, kLongRowBlocks) kl_divergence_long_kernel(KlDivergenceCall call) {
   using T = typename LossOf<Z>::Type;
   const BlockTeam team;
-  const LongWalk<Z, wide> walk(team, call.classes);
+  const LongWalk<Z, wide, sizeof(Z) == 8 ? 1 : 2> walk(team, call.classes);
   for (int64_t j = team.first_row(); j < call.count; j += team.rows_apart()) {
     const int64_t sample = begin_divergence<Z, wide>(call, j, team);
     if (sample < 0) continue;
-    const Z* clean = static_cast<const Z*>(call.clean) + sample * call.classes;
-    const Z* adv = static_cast<const Z*>(call.adv) + j * call.classes;
+    __shared__ volatile DivergenceRow<T> row;
+    __syncthreads();  // the row before has been read
+    if (team.thread() == 0) row.j = j, row.clean_at = sample * call.classes, row.adv_at = j * call.classes;
+    __syncthreads();
+    const auto clean = [&] { return static_cast<const Z*>(call.clean) + row.clean_at; };
+    const auto adv = [&] { return static_cast<const Z*>(call.adv) + row.adv_at; };
     DivergenceSum<T> clean_sum;
     SoftmaxSum<T> adv_sum;
     walk.read_two(clean, adv, [&](const auto& p, const auto& q) {
@@ -130,23 +146,37 @@ __global__ void __launch_bounds__(kLongRowThreads, kLongRowBlocks) kl_divergence
     clean_sum.rescale(tops.values[0]);
     const Several<double, 3> sums = reduce_each<Add>(
         team, Several<double, 3>{{clean_sum.total, clean_sum.terms, double(adv_sum.relative_to(tops.values[1]))}});
-    const T clean_top = tops.values[0], adv_top = tops.values[1];
-    const T clean_total = T(sums.values[0]), adv_total = T(sums.values[2]), shift = kl_shift(clean_total, adv_total);
-    T loss = T(sums.values[1] / sums.values[0] - (double(clean_top) - double(adv_top)) + double(shift));
-    if (softmax_term(tops.values[2], SoftmaxSum<T>::anchor(clean_top)) / clean_total > T(0)) loss = Limits<T>::infinity;
-    if (!(adv_total > T(0))) loss = Limits<T>::nan;
-    if (team.thread() == 0) write(static_cast<T*>(call.loss_out) + j, loss);
-    const int64_t to = j * call.classes;
-    walk.rewrite_two(clean, adv, call.both ? static_cast<Z*>(call.clean_grad_out) + to : nullptr,
-                     static_cast<Z*>(call.adv_grad_out) + to, [&](auto& p, auto& q) {
+    __shared__ volatile double mean;  // of z - z_adv over the clean row
+    if (team.thread() == 0) {
+      row.clean_top = tops.values[0];
+      row.adv_top = tops.values[1];
+      row.impossible = tops.values[2];
+      row.clean_total = T(sums.values[0]);
+      row.adv_total = T(sums.values[2]);
+      mean = sums.values[1] / sums.values[0];
+      const T shift = kl_shift(T(row.clean_total), T(row.adv_total));
+      T loss = T(mean - (double(row.clean_top) - double(row.adv_top)) + double(shift));
+      if (softmax_term(T(row.impossible), SoftmaxSum<T>::anchor(row.clean_top)) / row.clean_total > T(0))
+        loss = Limits<T>::infinity;
+      if (!(row.adv_total > T(0))) loss = Limits<T>::nan;
+      row.shift = shift;
+      row.loss = loss;
+      write(static_cast<T*>(call.loss_out) + row.j, loss);
+    }
+    __syncthreads();
+    const auto clean_grad = [&] { return call.both ? static_cast<Z*>(call.clean_grad_out) + row.adv_at : nullptr; };
+    const auto adv_grad = [&] { return static_cast<Z*>(call.adv_grad_out) + row.adv_at; };
+    walk.rewrite_two(clean, adv, clean_grad, adv_grad, [&](auto& p, auto& q) {
 #pragma unroll
-                       for (int e = 0; e < walk.few; ++e) {
-                         const T clean_z = p[e], adv_z = q[e];
-                         const T clean_term = softmax_term(clean_z, clean_top), adv_term = softmax_term(adv_z, adv_top);
-                         q[e] = kl_adv_slope(clean_term, clean_total, adv_term, adv_total);
-                         p[e] = kl_clean_slope(clean_term, clean_total, clean_z, clean_top, adv_z, adv_top, shift, loss);
-                       }
-                     });
+      for (int e = 0; e < walk.few; ++e) {
+        const T clean_z = p[e], adv_z = q[e];
+        const T clean_term = softmax_term(clean_z, T(row.clean_top)), adv_term = softmax_term(adv_z, T(row.adv_top));
+        q[e] = kl_adv_slope(clean_term, T(row.clean_total), adv_term, T(row.adv_total));
+        p[e] = kl_clean_slope(clean_term, T(row.clean_total), clean_z, T(row.clean_top), adv_z, T(row.adv_top),
+                              T(row.shift), T(row.loss));
+      }
+    });
+    j = row.j;
   }
 }
 

@@ -24,6 +24,27 @@ struct alignas(16) Pack {
   Z elements[kPack<Z>];
 };
 
+// The same 16 bytes as words. In them 16-bit elements take half a register each, in a Pack a whole one.
+struct alignas(16) Words {
+  uint32_t words[4];
+};
+template <class Z>
+__device__ __forceinline__ Words read_words(const Z* at) {
+#if defined(__CUDA_ARCH__)
+  return read(reinterpret_cast<const Words*>(at));
+#else
+  return bits_of<Words>(read(reinterpret_cast<const Pack<Z>*>(at)));
+#endif
+}
+template <class Z>
+__device__ __forceinline__ void write_words(Z* at, const Words& words) {
+#if defined(__CUDA_ARCH__)
+  write(reinterpret_cast<Words*>(at), words);
+#else
+  write(reinterpret_cast<Pack<Z>*>(at), bits_of<Pack<Z>>(words));
+#endif
+}
+
 // A value in the type of the row that it goes to.
 template <class Z, class T>
 __device__ __forceinline__ void write_as(Z* at, T value) {
@@ -166,11 +187,13 @@ struct Walk {
   }
 };
 
-// The same walk over a row that is not held: a few elements at a time, so that few registers are needed.
-template <class Z, bool wide>
+// The same walk over a row that is not held: `few` elements at a time, so that few registers are needed.
+template <class Z>
+constexpr int kFew = sizeof(Z) == 8 ? 1 : 4;
+template <class Z, bool wide, int few_ = kFew<Z>>
 struct LongWalk {
   using T = typename LossOf<Z>::Type;
-  static constexpr int few = sizeof(Z) == 8 ? 1 : 4, parts = wide ? kPack<Z> / few : 1, pack = few * parts;
+  static constexpr int few = few_, parts = wide ? kPack<Z> / few : 1, pack = few * parts;
   int classes, thread, threads;
 
   template <class Team>
@@ -185,26 +208,33 @@ struct LongWalk {
   // body(z, at, step) for all elements; beyond the end of the row lies -inf.
   template <class Body>
   __device__ __forceinline__ void read(const Z* row, Body body) const {
-    for (int first = at(0); first < classes; first += pack * threads) part_by_part(row, static_cast<Z*>(nullptr), first, body);
+#pragma unroll 1
+    for (int first = at(0); first < classes; first += pack * threads)
+      part_by_part(row, static_cast<Z*>(nullptr), first, body);
   }
   // The same, and what body leaves in z goes to `out`.
   template <class Body>
   __device__ __forceinline__ void rewrite(const Z* row, Z* out, Body body) const {
+#pragma unroll 1
     for (int first = at(0); first < classes; first += pack * threads) part_by_part(row, out, first, body);
   }
 
-  // The same for the same elements of two rows.
-  template <class Body>
-  __device__ __forceinline__ void read_two(const Z* a, const Z* b, Body body) const {
-    two(a, b, static_cast<Z*>(nullptr), static_cast<Z*>(nullptr), body);
+  // The same for the same elements of two rows. Each of the four is a function that returns where a row begins (null:
+  // that output is not wanted), called where it matters, so that pointers hold no registers.
+  template <class A, class B, class OutA, class OutB, class Body>
+  __device__ __forceinline__ void rewrite_two(A a, B b, OutA out_a, OutB out_b, Body body) const {
+#pragma unroll 1
+    for (int first = at(0); first < classes; first += pack * threads) two(a, b, out_a, out_b, first, body);
   }
-  template <class Body>
-  __device__ __forceinline__ void rewrite_two(const Z* a, const Z* b, Z* out_a, Z* out_b, Body body) const {
-    two(a, b, out_a, out_b, body);
+  template <class A, class B, class Body>
+  __device__ __forceinline__ void read_two(A a, B b, Body body) const {
+    const auto nowhere = [] { return static_cast<Z*>(nullptr); };
+    rewrite_two(a, b, nowhere, nowhere, body);
   }
   // body(i) for every element of `out`
   template <class Body>
   __device__ __forceinline__ void write(Z* out, Body body) const {
+#pragma unroll 1
     for (int first = at(0); first < classes; first += pack * threads) {
       if (wide) {
         Pack<Z> made;
@@ -227,14 +257,14 @@ struct LongWalk {
   __device__ __forceinline__ void part_by_part(const Z* row, Z* out, int first, Body body) const {
     T z[few];
     if (wide) {
-      Pack<Z> held = fastsal::read(reinterpret_cast<const Pack<Z>*>(row + first));
+      Words held = read_words(row + first);
 #pragma unroll 1
       for (int part = 0; part < parts; ++part) {
         pick(held, part, z);
         body(z, first + part * few, 1);
         if (out) put(held, part, z);
       }
-      if (out) fastsal::write(reinterpret_cast<Pack<Z>*>(out + first), held);
+      if (out) write_words(out + first, held);
     } else {
 #pragma unroll
       for (int e = 0; e < few; ++e)
@@ -246,52 +276,64 @@ struct LongWalk {
         if (out && first + e * threads < classes) write_as(out + first + e * threads, z[e]);
     }
   }
-  // Element `part * few + e` of a pack, by indices that are known when this is compiled: else the pack went to memory.
-  static __device__ __forceinline__ void pick(const Pack<Z>& from, int part, T (&z)[few]) {
+  // Elements `part * few` and on, by indices that are known when this is compiled: else the words went to memory.
+  struct Part {
+    static constexpr int words = few * int(sizeof(Z)) / 4;
+    uint32_t held[words];
+  };
+  struct Elements {
+    Z elements[few];
+  };
+  static __device__ __forceinline__ void pick(const Words& from, int part, T (&z)[few]) {
+    Part own{};
 #pragma unroll
     for (int known = 0; known < parts; ++known)
 #pragma unroll
-      for (int e = 0; e < few; ++e)
-        if (known == 0 || part == known) z[e] = T(value(from.elements[known * few + e]));
+      for (int w = 0; w < Part::words; ++w)
+        if (known == 0 || part == known) own.held[w] = from.words[known * Part::words + w];
+    const Elements taken = bits_of<Elements>(own);
+#pragma unroll
+    for (int e = 0; e < few; ++e) z[e] = T(value(taken.elements[e]));
   }
-  static __device__ __forceinline__ void put(Pack<Z>& into, int part, const T (&z)[few]) {
+  static __device__ __forceinline__ void put(Words& into, int part, const T (&z)[few]) {
+    Elements made;
+#pragma unroll
+    for (int e = 0; e < few; ++e) store(&made.elements[e], z[e]);
+    const Part own = bits_of<Part>(made);
 #pragma unroll
     for (int known = 0; known < parts; ++known)
 #pragma unroll
-      for (int e = 0; e < few; ++e)
-        if (part == known) store(&into.elements[known * few + e], z[e]);
+      for (int w = 0; w < Part::words; ++w)
+        if (part == known) into.words[known * Part::words + w] = own.held[w];
   }
 
-  template <class Body>
-  __device__ __forceinline__ void two(const Z* a, const Z* b, Z* out_a, Z* out_b, Body body) const {
+  template <class A, class B, class OutA, class OutB, class Body>
+  __device__ __forceinline__ void two(A a, B b, OutA out_a, OutB out_b, int first, Body body) const {
     T p[few], q[few];
-    for (int first = at(0); first < classes; first += pack * threads) {
-      if (wide) {
-        Pack<Z> one = fastsal::read(reinterpret_cast<const Pack<Z>*>(a + first));
-        Pack<Z> other = fastsal::read(reinterpret_cast<const Pack<Z>*>(b + first));
+    if (wide) {
+      Words one = read_words(a() + first);
+      Words other = read_words(b() + first);
 #pragma unroll 1
-        for (int part = 0; part < parts; ++part) {
-          pick(one, part, p), pick(other, part, q);
-          body(p, q);
-          if (out_a) put(one, part, p);
-          if (out_b) put(other, part, q);
-        }
-        if (out_a) fastsal::write(reinterpret_cast<Pack<Z>*>(out_a + first), one);
-        if (out_b) fastsal::write(reinterpret_cast<Pack<Z>*>(out_b + first), other);
-      } else {
-#pragma unroll
-        for (int e = 0; e < few; ++e) {
-          const int i = first + e * threads;
-          p[e] = i < classes ? T(value(fastsal::read(a + i))) : -Limits<T>::infinity;
-          q[e] = i < classes ? T(value(fastsal::read(b + i))) : -Limits<T>::infinity;
-        }
+      for (int part = 0; part < parts; ++part) {
+        pick(one, part, p), pick(other, part, q);
         body(p, q);
+        put(one, part, p), put(other, part, q);
+      }
+      if (out_a()) write_words(out_a() + first, one);
+      if (out_b()) write_words(out_b() + first, other);
+    } else {
 #pragma unroll
-        for (int e = 0; e < few; ++e) {
-          const int i = first + e * threads;
-          if (out_a && i < classes) write_as(out_a + i, p[e]);
-          if (out_b && i < classes) write_as(out_b + i, q[e]);
-        }
+      for (int e = 0; e < few; ++e) {
+        const int i = first + e * threads;
+        p[e] = i < classes ? T(value(fastsal::read(a() + i))) : -Limits<T>::infinity;
+        q[e] = i < classes ? T(value(fastsal::read(b() + i))) : -Limits<T>::infinity;
+      }
+      body(p, q);
+#pragma unroll
+      for (int e = 0; e < few; ++e) {
+        const int i = first + e * threads;
+        if (out_a() && i < classes) write_as(out_a() + i, p[e]);
+        if (out_b() && i < classes) write_as(out_b() + i, q[e]);
       }
     }
   }
@@ -309,8 +351,7 @@ struct SoftmaxSum {
     T higher = top;
 #pragma unroll
     for (int e = 0; e < count; ++e) higher = z[e] > higher ? z[e] : higher;
-    sum = relative_to(higher);
-    top = higher;
+    if (higher > top) sum = relative_to(higher), top = higher;
 #pragma unroll
     for (int e = 0; e < count; ++e) sum += softmax_term(z[e], anchor(top));
   }

@@ -11,18 +11,21 @@ struct RowPlan {
   bool on_chip;  // every thread's share of a row fits into its registers
 };
 
-// `held`: turns of a row that a thread has registers for.
+// Turns of a row that a thread has registers for, where a warp or a block has it.
+struct Held {
+  int64_t warp, block;
+};
 template <class Z>
-RowPlan plan_rows(int64_t count, int64_t classes, int64_t held) {
+RowPlan plan_rows(int64_t count, int64_t classes, Held held, unsigned most_threads = BlockTeam::kMostThreads) {
   const int64_t packs = (classes + kPack<Z> - 1) / kPack<Z>;
-  if (packs <= kWarp * held) {
+  if (packs <= kWarp * held.warp) {
     const unsigned block = threads(WarpTeam::kMostThreads), rows = block / kWarp;
     return {block, blocks_for((count + rows - 1) / rows), true, true};
   }
   unsigned usual = 128;
-  while (usual < BlockTeam::kMostThreads && usual < packs) usual *= 2;
+  while (usual < most_threads && usual < packs) usual *= 2;
   const unsigned block = threads(usual);
-  return {block, blocks_for(count), false, packs <= block * held};
+  return {block, blocks_for(count), false, packs <= block * held.block};
 }
 
 // Whether rows can move 16 bytes at a time: each begins and ends at a multiple of 16.

@@ -10,8 +10,8 @@ void launch_margin_loss(const MarginLossCall& call, void* stream) {
     using Z = typename decltype(rows)::Logit;
     constexpr bool wide = decltype(rows)::wide;
     const char* name = "margin_loss";
-    RowPlan plan = plan_rows<Z>(call.count, call.classes, 512 / (kWarp * kPack<Z>));
-    if (!plan.warp_per_row && plan.threads > kLongRowThreads) plan.threads = threads(kLongRowThreads);
+    const int64_t held = 512 / (kWarp * kPack<Z>);
+    const RowPlan plan = plan_rows<Z>(call.count, call.classes, {held, held}, kLongRowThreads);
     if (plan.warp_per_row)
       call.dlr ? launch(name, margin_loss_kernel<Z, WarpTeam, kDlrLeaders, wide>, plan.blocks, plan.threads, 0, stream, call)
                : launch(name, margin_loss_kernel<Z, WarpTeam, kMarginLeaders, wide>, plan.blocks, plan.threads, 0, stream, call);

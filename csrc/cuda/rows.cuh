@@ -112,6 +112,12 @@ __device__ __forceinline__ int64_t opaque(int64_t v) {
 #endif
   return v;
 }
+__device__ __forceinline__ int opaque(int v) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(v));
+#endif
+  return v;
+}
 
 // A value of each sample, or one for all of them.
 template <class T>

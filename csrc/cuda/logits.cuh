@@ -8,13 +8,8 @@
 
 namespace fastsal {
 
-// A kernel that reads long rows twice keeps at least three quarters of a multiprocessor's threads resident.
-constexpr unsigned kLongRowThreads = 512;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr unsigned kLongRowBlocks = 2;
-#else
-constexpr unsigned kLongRowBlocks = 3;
-#endif
+// A kernel that reads long rows twice streams them.
+constexpr unsigned kLongRowThreads = kStreamThreads, kLongRowBlocks = kStreamBlocks;
 
 template <class Z>
 constexpr int kPack = 16 / int(sizeof(Z));

@@ -24,7 +24,7 @@ RowPlan plan_rows(int64_t count, int64_t classes, Held held, unsigned most_threa
   }
   unsigned usual = 128;
   while (usual < most_threads && usual < packs) usual *= 2;
-  const unsigned block = threads(usual);
+  const unsigned block = threads(usual < most_threads ? usual : most_threads);
   return {block, blocks_for(count), false, packs <= block * held.block};
 }
 

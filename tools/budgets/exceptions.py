@@ -77,6 +77,14 @@ EXEMPT: tuple[Exempt, ...] = (
         ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90"),
         "fp64 gradients beside fp32 in 6 turns only: 24 keys of 64 bits in the 128 registers of one of 512 threads",
     ),
+    *_cuda_spills(
+        "l2_step",
+        8,
+        8,
+        ("sm_80", "sm_86", "sm_89", "sm_100"),
+        "a row and its displacement in the registers of 512 threads, and the test of the scale for 0",
+    ),
+    *_cuda_spills("l2_project", 12, 8, ("sm_80", "sm_90"), "fp64 only; " + _THREE_QUARTERS),
     *_cuda_spills("l1_long_step", 96, 16, ("sm_120",), "1024 threads: 64 registers each"),
     *_cuda_spills(
         "kl_divergence_long", 104, 40, ("sm_80", "sm_90", "sm_100"), "two online softmaxes in fp64; " + _THREE_QUARTERS

@@ -87,7 +87,11 @@ EXEMPT: tuple[Exempt, ...] = (
     *_cuda_spills("l2_project", 12, 8, ("sm_80", "sm_90"), "fp64 only; " + _THREE_QUARTERS),
     *_cuda_spills("l1_long_step", 96, 16, ("sm_120",), "1024 threads: 64 registers each"),
     *_cuda_spills(
-        "kl_divergence_long", 104, 40, ("sm_80", "sm_90", "sm_100"), "two online softmaxes in fp64; " + _THREE_QUARTERS
+        "kl_divergence_long",
+        104,
+        40,
+        ("sm_80", "sm_90", "sm_100", "sm_120"),
+        "two online softmaxes in fp64; " + _THREE_QUARTERS,
     ),
     *_cuda_spills(
         "margin_loss",

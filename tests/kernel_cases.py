@@ -338,6 +338,9 @@ def _quick_steps() -> Iterator[Case]:
         yield _case(_pgd_step, F32, F32, p, (2500,), 9, "unit", "none", "sparse")
         yield _case(_pgd_step, F32, F32, p, CUT, 3, "per channel", values="sparse")
     yield _case(_pgd_step, F32, F32, INF, SEGMENTS, 3, "per channel", values="sparse")
+    yield _case(_pgd_step, F32, F32, INF, (13_001,), 2, "unit", "none", "sparse")
+    for p, size in itertools.product(NORMS, (257, 258)):  # an element or two beyond what a small block holds
+        yield _case(_pgd_step, F32, F32, p, (size,), 2, "none", "none")
     for dtype, grad, values in ((F32, F32, "finite"), (F64, F64, "special"), (F32, BF16, "plain")):
         yield _case(_pgd_step, dtype, grad, INF, (120,), 10, "positive", "none", values)
     for values in ("scaled", "far"):

@@ -307,7 +307,6 @@ def _quick_starts() -> Iterator[Case]:
         yield _case(_random_start, F64, p, SMALL, 10, "half open", "ids")
         yield _case(_random_start, F32, p, CUT, 2, "per channel")
         yield _case(_random_start, F64, p, (2, 3, 5), 4, "per channel")
-    yield _case(_random_start, F32, 2.0, SEGMENTS, 2, "per channel")
 
 
 def _full_starts() -> Iterator[Case]:

@@ -58,13 +58,15 @@ def _lows(library: ctypes.CDLL) -> str | None:
         ((3, 20), (5, 7), (41, 2), (1, 64), (3, 2**30), (3, 2**30 + 7), (5, 2**31 + 3), (2, 2**40)), (False, True)
     ):
         bounds, size = torch.arange(channels).double() / 8 - 1, channels * places
+        bounds[0] = -torch.inf  # none: the largest finite number stands for it
+        expected = bounds.clamp(min=torch.finfo(torch.float64).min)
         for first in {0, places - 1, size // 2, places * (channels - 1) - 20, size - length}:
             if not 0 <= first <= size - length:
                 continue
             out = torch.full((length,), torch.nan, dtype=torch.float64)
             call(library.lows, bounds, channels, places, last, first, ctypes.c_int(length), out)
             of = [i % channels if last else i // places for i in range(first, first + length)]
-            if out.tolist() != bounds[of].tolist():
+            if out.tolist() != expected[of].tolist():
                 return f"{channels} channels of {places} from {first}, last: {last}: {out.tolist()}"
     return None
 

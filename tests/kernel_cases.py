@@ -75,8 +75,8 @@ def _inside(count: int, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -
     x = clean(count, shape, dtype, BASES.get(kind, kind))
     x = torch.where(torch.rand(x.shape) < 0.5, -x, x)
     low, high = (None if edge is None else channel_view(edge, x) for edge in _boxed(kind, shape, dtype))
-    if kind == "positive":  # no point is -0, which is below a bound of 0 by its bits
-        return x.abs()
+    if kind == "positive":  # of all magnitudes, and none is -0, which is below a bound of 0 by its bits
+        return x.abs().pow(torch.randint(1, 9, x.shape))
     return x if low is None and high is None else x.clamp(low, high)
 
 
@@ -206,11 +206,11 @@ def _labelled(rows: int, classes: int, dtype: torch.dtype, index: str, special: 
             ids[12] = -1
     special = special and rows > 12
     if special:
-        target[ids[4]] = 0
+        target[ids[4]] = target[ids[10]] = 0
     logits, own = scores(rows, classes, dtype), target[ids.clamp(min=0)]
     if special:
         anywhere = torch.randint(classes, (rows,))
-        logits[0, ::2] = -INF
+        logits[0, ::2], logits[0, 1] = -INF, torch.finfo(dtype).max
         logits[1, :: max(classes // 3, 1)] = -INF
         logits[2, anywhere[2]], logits[3, anywhere[3]], logits[3, classes // 2] = INF, math.nan, math.nan
         logits[4] = -INF  # class 0 is the label, so that the competitor is not class 0
@@ -219,7 +219,7 @@ def _labelled(rows: int, classes: int, dtype: torch.dtype, index: str, special: 
         logits[8] = logits[8].clamp(max=1)
         logits[8, own[8]] = logits[8, anywhere[8]] = 2  # a tie for the largest, the label among the two
         logits[9, own[9]] = INF
-        logits[10, anywhere[10]] = torch.finfo(dtype).max
+        logits[10, 0] = math.nan
         logits[11, own[11]] = 1000  # the others' probabilities are exactly 0
         logits[12, own[12]], logits[12, (own[12] + 1) % classes] = 500, math.nan  # the largest of the others, not right
     return logits, target, ids
@@ -261,7 +261,8 @@ def _kl_divergence(
             adv[0], clean_logits[of[0]] = (torch.randn(2, classes) * 2).to(dtype)
             adv[0, 0], clean_logits[of[0], 0], clean_logits[of[0], -1] = -INF, 0, 2000
             adv[10], clean_logits[of[10]] = (torch.randn(2, classes) * 2).to(dtype)
-            adv[10, ::2], clean_logits[of[10], ::2], clean_logits[of[10], 0] = -INF, -2000, 5
+            adv[10, ::2], clean_logits[of[10], ::2] = -INF, -60
+            clean_logits[of[10], :2] = torch.tensor([5, 50], dtype=dtype)
             clean_logits[of[11], :2] = adv[11, -2:] = torch.tensor([2000, 1000], dtype=dtype)  # far apart
             (adv[12] if both else clean_logits[of[12]])[:] = -INF  # no distribution
             adv[8, 0], clean_logits[of[9], 0] = INF, INF

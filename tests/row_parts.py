@@ -480,7 +480,7 @@ def _probes(library: ctypes.CDLL) -> str | None:
 # How many passes the search takes over each row of _displaced(), in base 36: what its Newton steps are there for.
 PASSES = (
     "111100199m00111100111100111100122g00122100132c0013210014810012310016910014310015b1001331001"
-    "2a10013410016a1001431001e41001441001841001541001d31001541001c91001641001g51001542001b4100202"
+    "2a10013410016a1001431001e41001441001841001541001d31001541001c91001641001g51001542001b4100201"
 )
 
 
@@ -495,7 +495,7 @@ def _displaced() -> Iterator[tuple[float, list[float], list[float]]]:
             yield share * total, magnitudes, rooms
     yield 1.0, [1e5, 1e-300, 1.0], [1e308, 1e308, 1e308]
     yield 4.0, [4.0] * 3 + [0.5], [1.0, 1.0, 1.0, 1.0]
-    yield 2.0, [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]
+    yield 3.0, [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]
 
 
 def _shrinkage(placed: Placed) -> Problem:

@@ -79,6 +79,23 @@ __global__ void __launch_bounds__(kHeld, turns > 2 ? 1 : 2) f();
     assert cpp_texts(source) == set()
 
 
+def test_what_only_nvcc_compiles_and_what_only_has_a_type_is_not_mutated() -> None:
+    source = """#if defined(__CUDA_ARCH__)
+int a = 1 + b;
+#ifdef OTHER
+int c = 2;
+#endif
+int d = 3;
+#else
+int e = 4;
+#endif
+using Slope = decltype(value(grad[0] + 1));
+int f = 5;
+"""
+    assert {text for text in cpp_texts(source) if "int a = 1 + b;" not in text or "int d = 3;" not in text} == set()
+    assert len(cpp_texts(source)) == 4  # 4 and 5, one more and one less
+
+
 def test_a_declaration_is_not_taken_for_a_use_of_its_name() -> None:
     assert cpp_texts("void f(const long* rows, const long *ids) {}", "swap") == set()
 

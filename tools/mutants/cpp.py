@@ -1,8 +1,8 @@
 """The mutation operators for C++ and CUDA: each rule goes over all tokens of a file and mutates every match.
 
-Comments, strings, preprocessor lines, the brackets of templates and launch bounds (they tell nvcc how many registers a
-thread may have; the budgets are about that) are not code to a rule. `switch.h` holds what the switched form of a site
-is made of.
+Comments, strings, preprocessor lines, the brackets of templates, decltype(...), launch bounds (they tell nvcc how many
+registers a thread may have; the budgets are about that) and what only nvcc compiles are not code to a rule. `switch.h`
+holds what the switched form of a site is made of.
 """
 
 from __future__ import annotations
@@ -246,12 +246,12 @@ def sites(path: str, source: str) -> list[Site]:
     """All mutations of a file, by place."""
     tokens = Tokens(source)
     fixed = list(tokens.constants())
-    bounds = list(_launch_bounds(tokens))
+    never = [*_launch_bounds(tokens), *tokens.types(), *tokens.of_nvcc()]
     found: list[tuple[str, Match]] = [
         (rule.__name__, match)
         for rule in RULES
         for match in rule(tokens)
-        if not any(first <= match.start < last for first, last in bounds)
+        if not any(first <= match.start < last for first, last in never)
     ]
     mutations = numbered(
         Mutation(path, m.start, m.end, text, rule, what, *_line(source, m.start), alike=text == m.alike != "")

@@ -108,6 +108,28 @@ class Tokens:
             at += 1
         return at
 
+    def types(self) -> Iterator[tuple[int, int]]:
+        """Where only the type of an expression counts: decltype(...)."""
+        for at, token in enumerate(self.list):
+            if token.text == "decltype":
+                yield token.start, self.list[self.partner[at + 1]].end
+
+    def of_nvcc(self) -> Iterator[tuple[int, int]]:
+        """What stands between `#if defined(__CUDA_ARCH__)` and its #else or #endif: no compiler but nvcc sees it."""
+        begin, depth = -1, 0
+        for match in re.finditer(
+            r"^[ \t]*#[ \t]*(if|ifdef|ifndef|else|elif|endif)\b([^\n]*)", self.source, re.MULTILINE
+        ):
+            if match[1].startswith("if"):
+                depth += begin >= 0
+                if begin < 0 and match[2].split("//")[0].strip() == "defined(__CUDA_ARCH__)":
+                    begin, depth = match.end(), 0
+            elif begin >= 0 and depth == 0:
+                yield begin, match.start()
+                begin = -1
+            elif match[1] == "endif":
+                depth -= begin >= 0
+
     def constants(self) -> Iterator[tuple[int, int]]:
         """Where the compiler must know a value: static_assert, and what a constexpr variable begins as."""
         for at, token in enumerate(self.list):

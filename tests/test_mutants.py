@@ -310,6 +310,17 @@ def test_less_than_95_per_cent_fails() -> None:
         assert bool(survivors.Report.of([*caught, *survived], ["a.h"], known).faults()) == fails
 
 
+def test_equivalent_survivors_are_listed_and_do_not_count_against_the_score() -> None:
+    caught = [Outcome(Mutation("a.h", i, i, "", "sign", "+ to -", i, f"{i}"), "caught") for i in range(19)]
+    alive = [Outcome(Mutation("a.h", i, i, "", "sign", "+ to -", i, f"{i}"), "survived") for i in (50, 51, 52)]
+    keys = [outcome.mutation.key for outcome in alive]
+    listed = survivors.read(f"== the same number\n{keys[0]}\n{keys[1]}\n= too long a row\n{keys[2]}\n")
+    report = survivors.Report.of([*caught, *alive], ["a.h"], listed)
+    assert (report.total.survived, report.total.equivalent, report.total.score) == (3, 2, 95.0)
+    assert report.faults() == [] and report.total.share < 95
+    assert survivors.Report.of([*caught, *alive], ["a.h"], dict.fromkeys(keys, "too long a row")).faults()
+
+
 def test_what_no_compiler_takes_is_counted_apart() -> None:
     refused = [Outcome(Mutation("a.h", 0, 1, "", "sign", "+ to -", 1, "a"), "invalid")]
     report = survivors.Report.of([*refused, *planted()], ["a.h"], {})

@@ -47,6 +47,11 @@ def told(outcomes: Iterator[Outcome], log: Path | None) -> Iterator[Outcome]:
             say(f"{number} mutants tried, now in {outcome.mutation.path}")
 
 
+def _verdict(report: survivors.Report) -> str:
+    total = report.total
+    return f"{total.share:.1f} % caught, {total.score:.1f} % of those that are not equivalent; every survivor is listed"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.mutants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -93,7 +98,7 @@ def main() -> int:
         print("\n".join(outcome.mutation.key for outcome in report.unlisted))
     for fault in faults:
         print(f"tools.mutants: {fault}", file=sys.stderr)
-    say(missing or ("failed" if faults else f"{report.total.share:.1f} % caught, every survivor is listed"))
+    say(missing or ("failed" if faults else _verdict(report)))
     return 1 if faults else 0
 
 

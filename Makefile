@@ -10,7 +10,7 @@ help:
 	@echo "make demo        set up, then train, evaluate and plot on the embedded data (minutes)"
 	@echo "make test        set up, then run all tests (minutes)"
 	@echo "make test-device-code  GPU code compiled without a GPU against docs/kernel_budgets.md; address sanitizer (minutes)"
-	@echo "make test-mutants  small mistakes planted into the kernels, one at a time: the tests' cases must notice (FULL=1: all)"
+	@echo "make test-mutants  small mistakes planted into the kernels, one at a time, must be noticed (a tenth; FULL=1: all)"
 	@echo "make compare     natural, PGD and SENSE over three seeds; rewrites the README's table (resumes when stopped)"
 	@echo "make benchmarks  kernels side by side with eager torch and torch.compile"
 	@echo "make lint types  ruff and mypy;  make format  rewrites the code"
@@ -52,7 +52,7 @@ test-device-code: setup
 	$(BIN)/python -m pytest -m device_code
 
 test-mutants: setup
-	$(BIN)/python -m tools.mutants $(if $(FULL),,--share 0.15)
+	$(BIN)/python -m tools.mutants $(if $(FULL),,--share 0.1 $(wildcard csrc/rows/*.h csrc/cuda/*.cuh))
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

@@ -25,11 +25,12 @@ void orders(int64_t channels, int64_t places, const int64_t* at, int64_t* logica
   for (int64_t i = 0; i < count; ++i) logical[i] = order.logical(at[i]), offset[i] = order.offset(at[i]);
 }
 
-// The lower bounds of `length` elements from `first` on, one bound per channel.
-void lows(const double* bounds, int64_t channels, int64_t places, bool last, int64_t first, int length, double* out) {
-  const Boxed call{bounds, nullptr, channels, 0, channels, places, last};
+// The lower and upper bounds of `length` elements from `first` on, one bound per channel.
+void edges(const double* bounds, int64_t channels, int64_t places, bool last, int64_t first, int length, double* lows,
+           double* highs) {
+  const Boxed call{bounds, bounds, channels, channels, channels, places, last};
   const Box<double, Boxed> box(call, first, length);
-  for (int i = 0; i < length; ++i) out[i] = box.low(i);
+  for (int i = 0; i < length; ++i) lows[i] = box.low(i), highs[i] = box.high(i);
 }
 
 int64_t segments(int64_t size) { return segments_of(size); }

@@ -17,7 +17,7 @@ SOURCE = (Path(__file__).parent / "cuda_parts.cpp").read_text()
 def checks() -> Iterator[tuple[str, Problem]]:
     yield "quotients", _quotients
     yield "row order", _orders
-    yield "bounds by channel", _lows
+    yield "bounds by channel", _edges
     yield "segments and threads", _sizes
 
 
@@ -51,23 +51,24 @@ def _orders(library: ctypes.CDLL) -> str | None:
     return None
 
 
-def _lows(library: ctypes.CDLL) -> str | None:
+def _edges(library: ctypes.CDLL) -> str | None:
     """Segments at the start, in the middle and at the end of rows, some of them with more places than 2^31."""
     length = 40
     for (channels, places), last in itertools.product(
         ((3, 20), (5, 7), (41, 2), (1, 64), (3, 2**30), (3, 2**30 + 7), (5, 2**31 + 3), (2, 2**40)), (False, True)
     ):
         bounds, size = torch.arange(channels).double() / 8 - 1, channels * places
-        bounds[0] = -torch.inf  # none: the largest finite number stands for it
-        expected = bounds.clamp(min=torch.finfo(torch.float64).min)
+        bounds[0], bounds[-1] = -torch.inf, torch.inf  # none: the largest finite number stands for it
+        info = torch.finfo(torch.float64)
+        lows, highs = bounds.clamp(min=info.min), bounds.clamp(max=info.max)
         for first in {0, places - 1, size // 2, places * (channels - 1) - 20, size - length}:
             if not 0 <= first <= size - length:
                 continue
-            out = torch.full((length,), torch.nan, dtype=torch.float64)
-            call(library.lows, bounds, channels, places, last, first, ctypes.c_int(length), out)
+            low, high = torch.full((2, length), torch.nan, dtype=torch.float64)
+            call(library.edges, bounds, channels, places, last, first, ctypes.c_int(length), low, high)
             of = [i % channels if last else i // places for i in range(first, first + length)]
-            if out.tolist() != expected[of].tolist():
-                return f"{channels} channels of {places} from {first}, last: {last}: {out.tolist()}"
+            if not torch.equal(low, lows[of]) or not torch.equal(high, highs[of]):
+                return f"{channels} channels of {places} from {first}, last: {last}: {low.tolist()}, {high.tolist()}"
     return None
 
 

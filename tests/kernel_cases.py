@@ -350,7 +350,7 @@ def _quick_steps() -> Iterator[Case]:
         yield _case(_pgd_step, F64, F64, 2.0, (6200,), 3, "none", "none", values)
     for p in (2.0, 1.0):
         yield _case(_pgd_step, F64, F32, p, (8208,), 2, "none", "none", "crumbs")
-    yield _case(_pgd_step, F32, F32, 1.0, (40,), 6, "none", "none", "close", share=0.3, shared=True)
+    yield _case(_pgd_step, F32, F32, 1.0, (40,), 6, "none", "none", "close", share=0.7, shared=True)
     yield _case(_pgd_step, F64, F64, 1.0, SMALL, 6, "none", "none", "close", last=True, share=0.2, shared=True)
     yield _case(_pgd_step, F32, F32, 1.0, (21,), 6, "none", "none", "finite")
 

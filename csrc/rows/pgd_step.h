@@ -36,7 +36,8 @@ FASTSAL_ROW double l2_scale(double norm, double limit) {
 
 template <class T>
 FASTSAL_ROW T l2_point(T clean, double delta, double scale, T low, T high) {
-  return project_point(clean, scale > 0 ? delta * scale : 0, low, high);
+  const double moved = delta * scale;
+  return project_point(clean, is_finite(moved) ? moved : 0, low, high);
 }
 
 // ------------------------------------------------------------------------------------------- rows on a CPU

@@ -16,7 +16,6 @@ from .logits import (
     joined_terms,
     log_of,
     logits_at,
-    one_logit,
     rescaled,
     rows_here,
     sample_of,
@@ -85,6 +84,14 @@ def divergence(
     store_slopes(adv_grad, clean_grad, row, column, inside, classes, real, p, q, ratio, value, BOTH)
 
 
+@triton.jit
+def retold(sums, mass, before_p, before_q, after_p, after_q):
+    """A sum of e^(z - top_p) * ((z - top_p) - (w - top_q)) from larger tops; `mass`: that of e^(z - before_p)."""
+    moved = (after_p - before_p) - (after_q - before_q)
+    moved = tl.where((before_p == float("-inf")) | (before_q == float("-inf")), 0.0, moved)  # nothing was summed
+    return rescaled(sums - mass * moved, before_p, after_p)
+
+
 @triton.jit(do_not_specialize=["count", "samples", "classes"])
 def divergence_in_chunks(
     clean,
@@ -107,30 +114,35 @@ def divergence_in_chunks(
     row, there = rows_here(count, ROWS)
     sample = sample_of(ids, row, there, samples)
     real = sample >= 0
-    # differences of logits are taken from that of class 0, so that one shift of all of them loses nothing
-    origin = one_logit(clean, sample, 0, real, classes) - one_logit(adv, row, 0, there, classes)
-    origin = tl.where(origin - origin == 0, origin, 0.0)
     tops_p = tl.full((ROWS, COLUMNS), float("-inf"), T)
     tops_q = tl.full((ROWS, COLUMNS), float("-inf"), T)
     totals_p = tl.zeros((ROWS, COLUMNS), T)
     totals_q = tl.zeros((ROWS, COLUMNS), T)
-    sums = tl.zeros((ROWS, COLUMNS), T)  # of e^(z - top) * ((z - w) - origin)
+    sums = tl.zeros((ROWS, COLUMNS), T)  # of e^(z - top_p) * ((z - top_p) - (w - top_q))
+    barred = tl.full((ROWS, COLUMNS), float("-inf"), T)  # the largest z of a class that is impossible for adv
     for start in range(0, classes, COLUMNS):
         column, inside = columns_from(start, classes, there, COLUMNS)
         _, known = columns_from(start, classes, real, COLUMNS)
         z = logits_at(clean, sample, column, known, classes)
         w = logits_at(adv, row, column, inside, classes)
-        before = tops_p
+        before_p = tops_p
+        before_q = tops_q
+        mass = totals_p
         tops_p, totals_p, term = add_terms(tops_p, totals_p, z)
         tops_q, totals_q, _ = add_terms(tops_q, totals_q, w)
-        sums = rescaled(sums, before, tops_p) + tl.where(term == 0, 0.0, term * ((z - w) - origin[:, None]))
+        never = (w == float("-inf")) & (z > float("-inf"))
+        barred = tl.maximum(barred, tl.where(never, z, float("-inf")))
+        gap = tl.where(never | (term == 0), 0.0, term * ((z - tops_p) - (w - tops_q)))
+        sums = retold(sums, mass, before_p, before_q, tops_p, tops_q) + gap
     top_p, total_p = joined_terms(tops_p, totals_p)
     top_q, total_q = joined_terms(tops_q, totals_q)
-    whole = tl.sum(rescaled(sums, tops_p, top_p[:, None]), axis=1)
+    whole = tl.sum(retold(sums, totals_p, tops_p, tops_q, top_p[:, None], top_q[:, None]), axis=1)
     inverse_p = inverse_of(total_p)
     inverse_q = inverse_of(total_q)
     shift = log_of(total_q) - log_of(total_p)
-    value = whole * inverse_p + ((origin - (top_p - top_q)) + shift)
+    value = whole * inverse_p + shift
+    # only now it shows whether such a class has a probability for clean that is more than 0
+    value = tl.where(exp_nonpositive(tl.max(barred, axis=1) - top_p) * inverse_p > 0, float("inf"), value)
     tl.store(loss + row, tl.where(real, value, 0.0), mask=there)
     for start in range(0, classes, COLUMNS):
         column, inside = columns_from(start, classes, there, COLUMNS)

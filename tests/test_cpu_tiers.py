@@ -147,6 +147,7 @@ if __name__ == "__main__":
     print(json.dumps([EXTENSION.cpu_tier(), digests()]))
 
 
+@pytest.mark.skipif(EXTENSION is None, reason="the C++ extension is not built")
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump to read machine code with")
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for instructions of x86-64")
 def test_no_tier_fuses_a_multiplication_and_an_addition() -> None:

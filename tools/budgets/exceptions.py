@@ -30,6 +30,10 @@ _L1 = (
     "the search for topk and the projection keep sums and bounds of a row and two inlined divisions; "
     "one block reads a row that is longer than the chip again and again"
 )
+_CHUNKS = (
+    "two online softmaxes, their divergence and the classes that are impossible for adv, four lanes of each a thread; "
+    "under a limit of 40 registers 364 bytes are spilled"
+)
 _THREE_QUARTERS = "__launch_bounds__ asks for three quarters of the threads, which leaves too few registers"
 _ALL = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -54,14 +58,10 @@ EXEMPT: tuple[Exempt, ...] = (
         ("sm_80",),
         "channels last",
     ),
-    Exempt(
-        "triton",
-        "divergence_in_chunks",
-        "occupancy",
-        0.5,
-        "two online softmaxes and the divergence, 57 registers; under a limit of 40 this assembler spills 320 bytes",
-        ("sm_100",),
-    ),
+    Exempt("triton", "divergence_in_chunks", "occupancy", 0.25, _CHUNKS, ("sm_80",)),
+    Exempt("triton", "divergence_in_chunks", "occupancy", 0.5, _CHUNKS, ("sm_90", "sm_100")),
+    Exempt("triton", "divergence_in_chunks", "spills", 16, _CHUNKS, ("sm_80",)),
+    Exempt("triton", "divergence_in_chunks", "stack", 8, _CHUNKS, ("sm_80",)),
     Exempt(
         "cuda",
         "l1_long_step",

@@ -66,7 +66,7 @@ def reciprocal(d):
 
 @triton.jit
 def root(a):
-    """The square root of a fp64 number within the range of fp32, not zero: in the same way."""
+    """The square root of a fp64 number within the range of fp32, not zero: in the same way, to 3 units."""
     y = tl.rsqrt(a.to(tl.float32)).to(tl.float64)
     half = a * 0.5
     y = y * (1.5 - half * y * y)
@@ -76,7 +76,8 @@ def root(a):
 
 @triton.jit
 def log_positive(v):
-    """Natural logarithm of a positive normal fp64 number; NaN and infinity stay what they are."""
+    """Natural logarithm of a positive normal fp64 number, below 4 units in the last place; NaN and infinity stay what
+    they are."""
     bits = bits_of(v)
     exponent = (bits >> 52).to(tl.int32) - 1023
     m = ((bits & 0x000FFFFFFFFFFFFF) | 0x3FF0000000000000).to(tl.float64, bitcast=True)

@@ -17,23 +17,29 @@ from fastsal.operators import OPERATORS
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-PROGRAM = Path(__file__).parent / "triton_interpreted.py"
+HERE = Path(__file__).parent
 LEAST = {"random_start": 40, "pgd_step": 65, "retire": 25}  # calls; fewer would mean that cases went missing
 
 
-def interpreted(name: str, size: str) -> tuple[int, list[str]]:
+def interpreted(program: str, *arguments: str) -> tuple[int, list[str]]:
     environment = os.environ | {"TRITON_INTERPRET": "1", "FASTSAL_BACKEND": "reference"}
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), name, size], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(HERE / program), *arguments], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     made, wrong = json.loads(done.stdout)
     return made, wrong
 
 
+def test_device_functions_by_themselves_make_what_they_should() -> None:
+    made, wrong = interpreted("triton_parts.py")
+    assert wrong == []
+    assert made >= 20
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_interpreted_kernels_agree_with_the_reference(name: str) -> None:
-    made, wrong = interpreted(name, "quick")
+    made, wrong = interpreted("triton_interpreted.py", name, "quick")
     assert wrong == []
     assert made >= LEAST.get(name, 15)
 
@@ -41,6 +47,6 @@ def test_interpreted_kernels_agree_with_the_reference(name: str) -> None:
 @pytest.mark.device_code
 @pytest.mark.parametrize("name", OPERATORS)
 def test_interpreted_kernels_agree_with_the_reference_in_full(name: str) -> None:
-    made, wrong = interpreted(name, "full")
+    made, wrong = interpreted("triton_interpreted.py", name, "full")
     assert wrong == []
     assert made >= 100

@@ -56,11 +56,11 @@ MOST = 24  # blocks of a call in other blocks than the usual, unless all are mad
 
 
 @contextlib.contextmanager
-def blocks(sizes: dict[str, int]) -> Iterator[None]:
+def blocks(sizes: dict[str, int], package: str = kernels.__name__) -> Iterator[None]:
     before = {}
     for place, size in sizes.items():
         module, constant = place.split(".")
-        holder = importlib.import_module(f"{kernels.__name__}.{module}")
+        holder = importlib.import_module(f"{package}.{module}")
         before[holder, constant] = getattr(holder, constant)
         setattr(holder, constant, size)
     try:
@@ -88,9 +88,13 @@ def elements(case: Case) -> int:
 
 def calls(name: str, size: str) -> Iterator[tuple[dict[str, int], Case]]:
     """A call, and the blocks to make it in."""
-    full = size == "full"
     yield from (({}, case) for case in cases(name, size))
-    yield from (({}, case) for case in itertools.islice(wild_cases(name), 0, None, 1 if full else 6))
+    yield from (({}, case) for case in itertools.islice(wild_cases(name), 0, None, 1 if size == "full" else 6))
+    yield from in_other_blocks(name, size)
+
+
+def in_other_blocks(name: str, size: str) -> Iterator[tuple[dict[str, int], Case]]:
+    full = size == "full"
     for at, sizes in enumerate(BLOCKS[name]):
         smallest = min(size for place, size in sizes.items() if not place.endswith(("PARTS", "SMALL")))
         chosen = [case for case in cases(name, "quick") if full or elements(case) <= MOST * smallest]

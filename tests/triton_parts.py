@@ -1,0 +1,392 @@
+"""Device functions of the Triton kernels by themselves, interpreted, against the oracles of row_parts.py and more.
+
+    for label, problem in checks():
+        assert (wrong := problem("fastsal.kernels")) is None, f"{label}: {wrong}"
+
+TRITON_INTERPRET=1 has to be set before triton is imported; a check takes the name of the package of the kernels. As a
+program it prints how many checks were made and what was wrong.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import row_parts
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+Problem = Callable[[str], "str | None"]  # given the name of the package
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+INF, NAN = math.inf, math.nan
+DTYPES = {F32: tl.float32, F64: tl.float64, BF16: tl.bfloat16, F16: tl.float16}
+# The checks of row_parts.py that hold here too, by their beginnings.
+SHARED = ("directed sums", "sums towards", "ball and box", "radii")
+
+
+@triton.jit
+def each(function: tl.constexpr, inputs, outputs, count, BLOCK: tl.constexpr):
+    """function(elements of the inputs) into the outputs; interpreted, it may be any Python function."""
+    at = tl.arange(0, BLOCK)
+    inside = at < count
+    made = function(*(tl.load(values + at, mask=inside, other=0) for values in inputs))
+    for place, value in zip(outputs, made if len(outputs) > 1 else (made,), strict=True):
+        tl.store(place + at, value, mask=inside)
+
+
+def mapped(function: Callable[..., Any], inputs: Sequence[Tensor], *dtypes: torch.dtype) -> list[Tensor]:
+    """What a device function makes of vectors: a vector of each dtype."""
+    count = len(inputs[0])
+    outputs = [torch.full((count,), 77, dtype=dtype) for dtype in dtypes]
+    each[(1,)](function, tuple(inputs), tuple(outputs), count, BLOCK=triton.next_power_of_2(count))
+    return outputs
+
+
+def checks() -> Iterator[tuple[str, Problem]]:
+    for label, problem in row_parts.checks():
+        if label.startswith(SHARED):
+            yield label, _as_library(problem)
+    for dtype in (F32, F64):
+        yield f"exp {dtype}", _exp(dtype)
+    yield "log", _log
+    yield "reciprocal and root", _reciprocal_and_root
+    yield "turn", _turn
+    yield "narrowing", _narrowing
+    yield "widening", _widening
+    yield "noise", _noise
+    yield "order of a row", _orders
+    yield "bounds", _bounds
+    yield "indices", _indices
+    yield "tiles and warps", _sizes
+    yield "sizes of blocks", _blocks
+    yield "shapes", _shapes
+
+
+def _module(package: str, name: str) -> Any:
+    return importlib.import_module(f"{package}.{name}")
+
+
+# ------------------------------------------------------------------------------------ as a C++ library
+
+
+def _as_library(problem: row_parts.Problem) -> Problem:
+    """A check of the compiled rows, of functions by the same names that take the same arguments."""
+
+    def of_package(package: str) -> str | None:
+        rounding = _module(package, "rounding")
+        library = SimpleNamespace()
+        for dtype, name in row_parts.NAMES.items():
+            directed = lambda a, b: (rounding.round_down_sum(a, b), rounding.round_up_sum(a, b))  # noqa: E731
+            inside = lambda v, clean, low, high, eps: rounding.into_ball_and_box(v, clean, eps, low, high)  # noqa: E731
+            for function, label, inputs, outputs in (
+                (directed, "directed", [dtype] * 2, [dtype] * 2),
+                (rounding.add_towards, "towards", [dtype, F64], [dtype]),
+                (inside, "inside", [dtype] * 5, [dtype]),
+                (rounding.inner_radius, "radii", [dtype], [F64]),
+            ):
+                setattr(library, f"{label}_{name}", _taking_pointers(function, inputs, outputs))
+        return problem(library)  # type: ignore[arg-type]
+
+    return of_package
+
+
+def _taking_pointers(function: Any, inputs: list[torch.dtype], outputs: list[torch.dtype]) -> Callable[..., int]:
+    def called(*arguments: Any) -> int:
+        *pointers, count = (argument.value for argument in arguments)
+        tensors = [
+            torch.frombuffer((ctypes.c_char * (count * dtype.itemsize)).from_address(pointer), dtype=dtype)
+            for pointer, dtype in zip(pointers, [*inputs, *outputs], strict=True)
+        ]
+        made = mapped(function, tensors[: len(inputs)], *outputs)
+        for place, value in zip(tensors[len(inputs) :], made, strict=True):
+            place.copy_(value)
+        return 0
+
+    return called
+
+
+# --------------------------------------------------------------------------------------------- maths
+
+
+def _off(got: Tensor, exact: Any) -> float:
+    """The largest distance in units in the last place of `exact`, subnormals included; NaN is infinitely far."""
+    info = np.finfo(got.numpy().dtype)
+    digits = info.nmant + 1
+    exponents = np.maximum(np.frexp(exact)[1], info.minexp + 1) - digits
+    distance = np.ldexp(np.abs(got.numpy().astype(np.longdouble) - exact), -exponents)
+    return float(np.where(np.isnan(distance), np.inf, distance).max())
+
+
+def _exp(dtype: torch.dtype) -> Problem:
+    last, integer = (110.0, torch.int32) if dtype == F32 else (760.0, torch.int64)
+    patterns = torch.linspace(0, torch.tensor(last, dtype=dtype).view(integer).item(), 4000, dtype=F64).to(integer)
+    values = -torch.cat((patterns.view(dtype), torch.linspace(0, last, 8001, dtype=dtype)))
+    exact = np.exp(values.numpy().astype(np.longdouble))
+    ends = torch.tensor([0.0, -0.0, -INF, -1e30, NAN], dtype=dtype)
+
+    def problem(package: str) -> str | None:
+        exp = _module(package, "maths").exp_nonpositive
+        off = _off(mapped(exp, [values], dtype)[0], exact)
+        at_ends = mapped(exp, [ends], dtype)[0]
+        if at_ends[:4].tolist() != [1, 1, 0, 0] or not at_ends[4].isnan():
+            return f"at the ends {at_ends.tolist()}"
+        return f"{off} units in the last place" if off >= 2 else None
+
+    return problem
+
+
+def _log(package: str) -> str | None:
+    """All magnitudes, the neighbourhood of 1, and every 1,009th of the numbers that noise takes the log of: to 4 units
+    in the last place, of which the reciprocal in it has 2."""
+    info, log = torch.finfo(F64), _module(package, "maths").log_positive
+    uniforms = (torch.arange(0, 2**23, 1009, dtype=F64) + 0.5) * 2.0**-23
+    near = 1 + torch.linspace(-1, 1, 4001, dtype=F64).pow(5)[1:-1] * 0.5
+    magnitudes = 2 ** torch.linspace(-126, 127, 3001, dtype=F64)
+    values = torch.cat((torch.tensor([info.tiny, 1.0, info.max], dtype=F64), magnitudes, near, uniforms))
+    off = _off(mapped(log, [values], F64)[0], np.log(values.numpy().astype(np.longdouble)))
+    ends = mapped(log, [torch.tensor([1.0, INF, NAN], dtype=F64)], F64)[0]
+    if ends[:2].tolist() != [0, INF] or not ends[2].isnan():
+        return f"at the ends {ends.tolist()}"
+    return f"{off} units in the last place" if off >= 4 else None
+
+
+def _reciprocal_and_root(package: str) -> str | None:
+    """Of fp64 numbers within the range of fp32, to 2 and to 3 units in the last place."""
+    maths = _module(package, "maths")
+    values = 2 ** torch.linspace(-120, 120, 4001, dtype=F64)
+    wide = values.numpy().astype(np.longdouble)
+    for function, exact, allowed in ((maths.reciprocal, 1 / wide, 2), (maths.root, np.sqrt(wide), 3)):
+        off = _off(mapped(function, [values], F64)[0], exact)
+        if off > allowed:
+            return f"{function.__name__}: {off} units in the last place"
+    return None
+
+
+def _turn(package: str) -> str | None:
+    u = torch.cat(((torch.arange(0, 2**23, 2003, dtype=F64) + 0.5) * 2.0**-23, torch.arange(9, dtype=F64) / 8))
+    sine, cosine = mapped(_module(package, "maths").turn, [u], F64, F64)
+    angle = 2 * np.longdouble("3.141592653589793238462643383279502884") * u.numpy().astype(np.longdouble)
+    off = max(np.abs(sine.numpy() - np.sin(angle)).max(), np.abs(cosine.numpy() - np.cos(angle)).max())
+    return None if off < 2 * torch.finfo(F64).eps else f"{off} away"
+
+
+# --------------------------------------------------------------------------------------- 16-bit floats
+
+
+def _bits_differ(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Which bits differ, but that one NaN is as good as another."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[mine.element_size()]
+    return (mine.view(integer) != theirs.view(integer)) & ~(mine.isnan() & theirs.isnan())
+
+
+def _narrowing(package: str) -> str | None:
+    """Halfway between neighbours of bf16 and beside it, floats of every magnitude and NaNs of every kind."""
+    finite = torch.arange(0, 0x7F80, 7).to(torch.int16).view(BF16).float()
+    middle = (finite[1:].double() + finite[:-1].double()).div(2).float()
+    around = [middle.nextafter(torch.full_like(middle, side)) for side in (-INF, INF)]
+    # between neighbours, on both sides of even ones, and where infinity begins
+    bits = torch.tensor([0x3F808000, 0x3F818000, 0x3F808001, 0x3F817FFF, 0x7F7F8000, 0x7F7F7FFF])
+    nan = torch.tensor([0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0x7FBFFFFF])
+    special = torch.cat((bits, nan)).to(torch.int32).view(F32)
+    patterns = torch.linspace(-(2.0**31), 2.0**31 - 1, 3001, dtype=F64).to(torch.int32).view(F32)
+    values = torch.cat((middle, *around, special, -special, patterns, torch.tensor([INF, -INF, 0.0, -0.0])))
+    narrow = _module(package, "rounding").narrow
+    for dtype in (BF16, F32):
+        got = mapped(lambda v, dtype=dtype: narrow(v, DTYPES[dtype]), [values], dtype)[0]
+        wrong = _bits_differ(got, values.to(dtype))
+        if wrong.any():
+            return f"{int(wrong.sum())} wrong in {dtype}, first {values[wrong][0].item()}"
+    return None
+
+
+def _widening(package: str) -> str | None:
+    for dtype in (BF16, F16):
+        every = torch.arange(-(2**15), 2**15, 3).to(torch.int16).view(dtype)
+        wrong = _bits_differ(mapped(_module(package, "rounding").wide, [every], F32)[0], every.float())
+        if wrong.any():
+            return f"{int(wrong.sum())} of {dtype} wrong, first {every[wrong][0].item()}"
+    return None
+
+
+# --------------------------------------------------------------------------------------------- noise
+
+
+def _noise(package: str) -> str | None:
+    """Words from the lowest to the highest: the uniforms exactly, what is made of them closely."""
+    noise = _module(package, "noise")
+    words = torch.tensor([0, 1, 2, 511, 512, 513, 2**31 - 1, 2**31, 2**32 - 512, 2**32 - 1])
+    words = torch.cat((words, torch.linspace(0, 2**32 - 1, 500, dtype=F64).long()))
+    exact = ((words >> 9).double() + 0.5) * 2.0**-23
+    for dtype in (F32, F64):
+        got = mapped(lambda w, dtype=dtype: noise.uniform(w.to(tl.uint32), DTYPES[dtype]), [words], dtype)[0]
+        if not torch.equal(got.double(), exact):
+            return f"uniform in {dtype}"
+    other = words.flip(0)
+    length, angle = (-2 * exact.log()).sqrt(), 2 * math.pi * exact.flip(0)
+    pair = mapped(lambda a, b: noise.normal_pair(a.to(tl.uint32), b.to(tl.uint32)), [words, other], F64, F64)
+    for got, expected in zip(pair, (length * angle.cos(), length * angle.sin()), strict=True):
+        if not torch.allclose(got, expected, rtol=0, atol=1e-14):
+            return "pairs of normals"
+    signed = torch.where(words % 2 == 1, exact.log(), -exact.log())
+    if not torch.allclose(mapped(lambda w: noise.signed_exponential(w.to(tl.uint32)), [words], F64)[0], signed, 1e-14):
+        return "signed exponentials"
+    four = [torch.arange(9) + 100 * k for k in range(4)]
+    index = torch.arange(9)
+    if mapped(noise.one_of_four, [index, *four], torch.int64)[0].tolist() != [int(four[i % 4][i]) for i in range(9)]:
+        return "one of four"
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+def _orders(package: str) -> str | None:
+    rows = _module(package, "rows")
+    for channels, places, last in itertools.product((1, 3, 7), (1, 5, 2**33 + 1), (False, True)):
+        size = channels * places
+        at = torch.tensor(sorted({0, 1 % size, 2 % size, size // 3, size // 2, size - 1}))
+        shape = [torch.full_like(at, channels), torch.full_like(at, places)]
+        index, channel = (
+            mapped(lambda *v, f=f, last=last: f(*v, last), [at, *shape], torch.int64)[0].tolist()
+            for f in (rows.logical_index, rows.channel_of)
+        )
+        of = [i % channels if last else i // places for i in at.tolist()]
+        if channel != of:
+            return f"{channels} channels of {places}, last: {last}: channels {channel}"
+        if index != ([i % channels * places + i // channels for i in at.tolist()] if last else at.tolist()):
+            return f"{channels} channels of {places}, last: {last}: {index}"
+    return None
+
+
+def _bounds(package: str) -> str | None:
+    """One for all, one for each channel, infinite, or none: the largest finite number stands for it."""
+    rows = _module(package, "rows")
+    for dtype, each_channel in itertools.product((F32, F64), (False, True)):
+        most = torch.finfo(dtype).max
+        for bounds in ([0.25, -0.5, INF], [-INF, 1.0, 0.0], [INF, -INF, most]):
+            pointer = torch.tensor(bounds, dtype=dtype)
+            channel = torch.tensor([2, 0, 1, 0])
+            of = pointer[channel] if each_channel else pointer[:1].expand(4)
+            for function, expected in (
+                (rows.lower_bound, of.clamp(min=-most)),
+                (rows.upper_bound, of.clamp(max=most)),
+            ):
+                got = torch.zeros(4, dtype=dtype)
+                bounded[(1,)](function, pointer, channel, got, each_channel, DTYPES[dtype])
+                if not torch.equal(got, expected):
+                    return f"{function.__name__} of {bounds}: {got.tolist()}"
+        got = torch.zeros(4, dtype=dtype)
+        for function, expected in ((rows.lower_bound, -most), (rows.upper_bound, most)):
+            bounded[(1,)](function, None, torch.arange(4), got, each_channel, DTYPES[dtype])
+            if got.tolist() != [expected] * 4:
+                return f"{function.__name__} without a bound: {got.tolist()}"
+    return None
+
+
+@triton.jit
+def bounded(function: tl.constexpr, bound, channel, out, EACH: tl.constexpr, T: tl.constexpr):
+    at = tl.arange(0, 4)
+    tl.store(out + at, function(bound, tl.load(channel + at), at < 4, EACH, T))
+
+
+def _indices(package: str) -> str | None:
+    rows = _module(package, "rows")
+    index = torch.tensor([-(2**63), -(2**62), -2, -1, 0, 1, 6, 7, 8, 2**32, 2**62])
+    got = mapped(lambda i: rows.in_range(i, 7), [index], torch.int64)[0].tolist()
+    if got != [i if 0 <= i < 7 else -1 for i in index.tolist()]:
+        return f"in range: {got}"
+    first, real = torch.tensor([0, 8, 16, 24, 0]), torch.tensor([True, True, True, True, False])
+    size = torch.full_like(first, 19)
+    got = mapped(lambda n, f, r: rows.elements_left(n, f, r, 8), [size, first, real], torch.int32)[0].tolist()
+    return None if got == [8, 8, 3, -5, 0] else f"elements left: {got}"
+
+
+def _sizes(package: str) -> str | None:
+    """Blocks and warps, on devices that the interpreter is not: NVIDIA's of 32 threads and AMD's of 64."""
+    rows = _module(package, "rows")
+    tiles = {size: rows.tile(size, 16, 256) for size in (0, 1, 16, 17, 255, 256, 257)}
+    if tiles != {0: 16, 1: 16, 16: 16, 17: 32, 255: 256, 256: 256, 257: 256}:
+        return f"tiles: {tiles}"
+    found = []
+    for backend, arch, threads in (("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 120, 32), ("hip", "gfx942", 64)):
+        target = SimpleNamespace(backend=backend, arch=arch, warp_size=threads)
+        driver = SimpleNamespace(active=SimpleNamespace(get_current_target=lambda target=target: target))
+        with mock.patch.object(triton.runtime, "driver", driver), triton.knobs.runtime.scope():
+            triton.knobs.runtime.interpret = False
+            most = 1024 // (threads * 8)
+            warps = [rows.warps(*of) for of in ((1024, 8), (16, 8), (2**20, 8), (2**20, 8, 2))]
+            if warps != [most, 1, 16, 2]:
+                return f"warps of {threads} threads: {warps}"
+            found.append([rows.at_most(40), rows.at_most(40, until=90)])
+    limit = {"maxnreg": 40}
+    if found != [[limit, limit], [limit, limit], [limit, {}], [{}, {}]]:
+        return f"limits on registers: {found}"
+    if (rows.at_most(40), rows.warps(2**20, 8)) != ({}, 1):
+        return "the interpreter has neither registers nor warps"
+    return None
+
+
+BLOCKS = {
+    "kl_divergence": ("ON_CHIP", "CHUNK"),
+    "margin_loss": ("ON_CHIP",),
+    "truncated_cross_entropy": ("ON_CHIP", "CHUNK"),
+    "logits": ("SMALL",),
+    "retire": ("SEGMENT", "SCAN"),
+    "pgd_step": ("SEGMENT",),
+    "pgd_step_l1": ("ON_CHIP", "CHUNK"),
+    "pgd_step_l2": ("ON_CHIP", "SEGMENT", "PARTS"),
+    "random_start": ("SEGMENT", "ON_CHIP", "PARTS"),
+    "rows": ("VECTOR",),
+}
+
+
+def _blocks(package: str) -> str | None:
+    """Triton takes blocks of a power of two; no case has rows just as long as that."""
+    for module, constants in BLOCKS.items():
+        for constant in constants:
+            size = getattr(_module(package, module), constant)
+            if size.bit_count() != 1:
+                return f"{module}.{constant} is {size}"
+    return None
+
+
+def _shapes(package: str) -> str | None:
+    rows = _module(package, "rows")
+    last, volume = torch.channels_last, torch.channels_last_3d
+    for x, expected in (
+        (torch.zeros(4), (1, 1, 1, False)),
+        (torch.zeros(4, 7), (7, 7, 1, False)),
+        (torch.zeros(4, 3, 2, 5), (30, 3, 10, False)),
+        (torch.zeros(4, 3, 2, 5).contiguous(memory_format=last), (30, 3, 10, True)),
+        (torch.zeros(4, 3, 2, 5, 2).contiguous(memory_format=volume), (60, 3, 20, True)),
+        (torch.zeros(4, 1, 2, 5), (10, 1, 10, False)),
+        (torch.zeros(4, 3, 1, 1), (3, 3, 1, False)),
+        (torch.zeros(4, 0, 2), (0, 1, 1, False)),
+    ):
+        shape = rows.RowShape.of(x)
+        if (shape.size, shape.channels, shape.places, shape.last) != expected:
+            return f"{tuple(x.shape)}: {shape}"
+    memory = torch.zeros(64)
+    found = [rows.aligned(size, memory, memory[at:]) for size, at in ((8, 0), (8, 4), (8, 1), (0, 0), (4, 0), (12, 0))]
+    if found != [True, True, False, False, False, False]:
+        return f"aligned: {found}"
+    bounds = [rows.per_channel(bound) for bound in (None, torch.zeros(1), torch.zeros(2))]
+    return None if bounds == [False, False, True] else f"bounds per channel: {bounds}"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")  # numpy tells of inf and NaN
+    told = [(label, problem("fastsal.kernels")) for label, problem in checks()]
+    print(json.dumps([len(told), [f"{label}: {wrong}" for label, wrong in told if wrong is not None]]))

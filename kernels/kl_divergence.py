@@ -141,8 +141,9 @@ def divergence_in_chunks(
     inverse_q = inverse_of(total_q)
     shift = log_of(total_q) - log_of(total_p)
     value = whole * inverse_p + shift
-    # only now it shows whether such a class has a probability for clean that is more than 0
-    value = tl.where(exp_nonpositive(tl.max(barred, axis=1) - top_p) * inverse_p > 0, float("inf"), value)
+    # only now it shows whether such a class has a probability for clean that is more than 0, and adv a distribution
+    likely = exp_nonpositive(tl.max(barred, axis=1) - top_p) * inverse_p > 0
+    value = tl.where(likely & (total_q == total_q), float("inf"), value)
     tl.store(loss + row, tl.where(real, value, 0.0), mask=there)
     for start in range(0, classes, COLUMNS):
         column, inside = columns_from(start, classes, there, COLUMNS)

@@ -424,6 +424,7 @@ def _quick_divergences() -> Iterator[Case]:
         yield _case(_kl_divergence, F32, 9001, 3, both, special=False)
         yield _case(_kl_divergence, F32, 1001, 13, both)
         yield _case(_kl_divergence, F32, 10, 0, both)
+    yield _case(_kl_divergence, F64, 9, 13, True)
 
 
 def _full_divergences() -> Iterator[Case]:

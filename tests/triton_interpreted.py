@@ -98,7 +98,8 @@ def in_other_blocks(name: str, size: str) -> Iterator[tuple[dict[str, int], Case
     for at, sizes in enumerate(BLOCKS[name]):
         smallest = min(size for place, size in sizes.items() if not place.endswith(("PARTS", "SMALL")))
         chosen = [case for case in cases(name, "quick") if full or elements(case) <= MOST * smallest]
-        for case in chosen if full else chosen[at :: 2 * len(BLOCKS[name])]:
+        in_double = [case for case in chosen if case.args[0].dtype == torch.float64]  # chunks of their own size
+        for case in chosen if full else [*chosen[at :: 2 * len(BLOCKS[name])], *in_double[-1:]]:
             yield sizes, aside(case, 1 + at)
 
 

@@ -253,13 +253,14 @@ def _kl_divergence(
             adv[1], clean_logits[of[1]] = (torch.randn(2, classes) * 2).to(dtype)
             adv[1, ::2] = clean_logits[of[1], ::2] = -INF  # impossible in both: adds nothing
             adv[2], clean_logits[of[2]] = (torch.randn(2, classes) * 2).to(dtype)
-            clean_logits[of[2], -1] = -INF
+            clean_logits[of[2], [-1, 0] if classes > 2 else -1] = -INF
             adv[3], clean_logits[of[3]] = (torch.randn(2, classes) * 2).to(dtype)
             adv[3, 0] = -INF  # impossible for adv alone: an infinite divergence
             adv[5, 0], clean_logits[of[7], -1] = math.nan, math.nan
             # impossible for adv as well: one class whose probability is 0 to rounding, and several, one of them likely
             adv[0], clean_logits[of[0]] = (torch.randn(2, classes) * 2).to(dtype)
-            adv[0, 0], clean_logits[of[0], 0], clean_logits[of[0], -1] = -INF, 0, 2000
+            far = 400 if dtype == F64 else 60
+            adv[0, 0], clean_logits[of[0], 0], clean_logits[of[0], -1] = -INF, -far, far
             adv[10], clean_logits[of[10]] = (torch.randn(2, classes) * 2).to(dtype)
             adv[10, ::2], clean_logits[of[10], ::2] = -INF, -60
             clean_logits[of[10], :2] = torch.tensor([5, 50], dtype=dtype)
@@ -381,6 +382,8 @@ def _quick_entropies() -> Iterator[Case]:
     yield _case(_truncated_cross_entropy, F32, 1001, 13, 0.7)
     yield _case(_truncated_cross_entropy, F32, 5000, 13, 0.7)
     yield _case(_truncated_cross_entropy, F32, 10, 0, 0.7)
+    yield _case(_truncated_cross_entropy, F64, 9, 13, 0.7)
+    yield _case(_truncated_cross_entropy, F32, 3, 1, 0.7, "none")
 
 
 def _full_entropies() -> Iterator[Case]:
@@ -402,6 +405,7 @@ def _quick_margins() -> Iterator[Case]:
         yield _case(_margin_loss, F32, 9001, 3, dlr, targeted, special=False)
     yield _case(_margin_loss, F32, 3, 13, True, False)
     yield _case(_margin_loss, F32, 10, 0, False, False)
+    yield _case(_margin_loss, F32, 3, 1, False, False, "none")
 
 
 def _full_margins() -> Iterator[Case]:
@@ -425,6 +429,7 @@ def _quick_divergences() -> Iterator[Case]:
         yield _case(_kl_divergence, F32, 1001, 13, both)
         yield _case(_kl_divergence, F32, 10, 0, both)
     yield _case(_kl_divergence, F64, 9, 13, True)
+    yield _case(_kl_divergence, F32, 3, 1, False, "none")
 
 
 def _full_divergences() -> Iterator[Case]:

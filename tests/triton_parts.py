@@ -9,6 +9,7 @@ program it prints how many checks were made and what was wrong.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import itertools
@@ -70,6 +71,7 @@ def checks() -> Iterator[tuple[str, Problem]]:
     yield "indices", _indices
     yield "tiles and warps", _sizes
     yield "sizes of blocks", _blocks
+    yield "tiles of logits", _tiles
     yield "shapes", _shapes
 
 
@@ -312,6 +314,16 @@ def _indices(package: str) -> str | None:
     return None if got == [8, 8, 3, -5, 0] else f"elements left: {got}"
 
 
+@contextlib.contextmanager
+def _device(backend: str, arch: Any, threads: int) -> Iterator[None]:
+    """As if there were such a device, with so many threads in a warp."""
+    target = SimpleNamespace(backend=backend, arch=arch, warp_size=threads)
+    driver = SimpleNamespace(active=SimpleNamespace(get_current_target=lambda: target))
+    with mock.patch.object(triton.runtime, "driver", driver), triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = False
+        yield
+
+
 def _sizes(package: str) -> str | None:
     """Blocks and warps, on devices that the interpreter is not: NVIDIA's of 32 threads and AMD's of 64."""
     rows = _module(package, "rows")
@@ -320,10 +332,7 @@ def _sizes(package: str) -> str | None:
         return f"tiles: {tiles}"
     found = []
     for backend, arch, threads in (("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 120, 32), ("hip", "gfx942", 64)):
-        target = SimpleNamespace(backend=backend, arch=arch, warp_size=threads)
-        driver = SimpleNamespace(active=SimpleNamespace(get_current_target=lambda target=target: target))
-        with mock.patch.object(triton.runtime, "driver", driver), triton.knobs.runtime.scope():
-            triton.knobs.runtime.interpret = False
+        with _device(backend, arch, threads):
             most = 1024 // (threads * 8)
             warps = [rows.warps(*of) for of in ((1024, 8), (16, 8), (2**20, 8), (2**20, 8, 2))]
             if warps != [most, 1, 16, 2]:
@@ -334,6 +343,28 @@ def _sizes(package: str) -> str | None:
         return f"limits on registers: {found}"
     if (rows.at_most(40), rows.warps(2**20, 8)) != ({}, 1):
         return "the interpreter has neither registers nor warps"
+    return None
+
+
+def _tiles(package: str) -> str | None:
+    """(rows, columns, warps, registers) of tiles where 4,096 classes fit on chip, in chunks of 2,048 otherwise."""
+    expected = {
+        (F32, 2): (32, 16, 4, 0),
+        (F32, 17): (16, 32, 4, 0),
+        (F32, 256): (2, 256, 4, 0),
+        (F32, 257): (1, 512, 2, 0),
+        (F32, 4096): (1, 4096, 16, 0),
+        (F64, 4096): (1, 4096, 16, 0),
+        (F32, 4097): (1, 2048, 16, 40),
+        (BF16, 4097): (1, 2048, 16, 40),
+        (F64, 4097): (1, 1024, 16, 40),
+    }
+    for (dtype, classes), wanted in expected.items():
+        with _device("cuda", 90, 32):
+            tile = _module(package, "logits").tile_of(torch.zeros(3, classes, dtype=dtype), 4096, 2048)
+        found = (tile["ROWS"], tile["COLUMNS"], tile["num_warps"], tile.get("maxnreg", 0))
+        if found != wanted or len(tile) != 3 + (classes > 4096):
+            return f"{classes} classes in {dtype}: {tile}"
     return None
 
 

@@ -73,6 +73,10 @@ def checks() -> Iterator[tuple[str, Problem]]:
     yield "sizes of blocks", _blocks
     yield "tiles of logits", _tiles
     yield "shapes", _shapes
+    yield "probes for a shrinkage", _probes
+    yield "elements of an L1 step", _l1_elements
+    yield "norms in a unit", _norms
+    yield "scales", _scales
 
 
 def _module(package: str, name: str) -> Any:
@@ -366,6 +370,109 @@ def _tiles(package: str) -> str | None:
         if found != wanted or len(tile) != 3 + (classes > 4096):
             return f"{classes} classes in {dtype}: {tile}"
     return None
+
+
+# ------------------------------------------------------------------------------------- L1 and L2 steps
+
+
+def _probes(package: str) -> str | None:
+    """Newton's step, the chord, the middle or the float halfway in between: whichever is next, and inside."""
+    generator = torch.Generator().manual_seed(6)
+    below, width, masses = (torch.rand(400, dtype=F64, generator=generator) * size for size in (2, 1, 3))
+    below[::7], width[::5] = 0, 0
+    above = torch.where(width == 0, below.nextafter(torch.tensor(INF, dtype=F64)), below + width)
+    limit = torch.where(torch.arange(400) % 11 == 0, 0.0, masses / 2)
+    mass_above = torch.where(torch.arange(400) % 13 == 0, 0.0, limit * 0.75)
+    falling = torch.randint(0, 9, (400,), generator=generator).double()
+    passes = torch.randint(1, 70, (400,), dtype=torch.int32, generator=generator)
+    passes[:40] = torch.arange(40, dtype=torch.int32) % 6 + 57
+    state = [below, above, masses, mass_above, falling, limit, passes]
+    expected = [_probe(*of) for of in zip(*(column.tolist() for column in state), strict=True)]
+    got = mapped(_module(package, "pgd_step_l1").next_probe, state, F64)[0].tolist()
+    wrong = [of for of, (mine, theirs) in enumerate(zip(got, expected, strict=True)) if mine != theirs]
+    return f"{len(wrong)} wrong, first {[column[wrong[0]].item() for column in state]}" if wrong else None
+
+
+def _probe(
+    below: float, above: float, mass_below: float, mass_above: float, falling: float, limit: float, passes: int
+) -> float:
+    if limit == 0:
+        return above
+    aim = limit * (1 - 2.0**-32)
+    newton = below + (mass_below - aim) / falling if falling else INF
+    chord = below + (mass_below - aim) * ((above - below) / (mass_below - mass_above))
+    probe = {0: below, 1: newton, 2: chord}[passes % 3]
+    if not below < probe < above:
+        probe = below + (above - below) / 2
+    if below < probe < above and passes < 60:
+        return probe
+    least, most = torch.tensor([below, above], dtype=F64).view(torch.int64).tolist()
+    halfway = torch.tensor(least + (most - least) // 2).view(F64).item()
+    return halfway if most - least > 1 else above
+
+
+def _l1_elements(package: str) -> str | None:
+    l1 = _module(package, "pgd_step_l1")
+    for dtype, integer, most in ((F32, torch.int32, 2**31 - 1), (F64, torch.int64, 2**63 - 1)):
+        info = torch.finfo(dtype)
+        values = torch.tensor([0.0, -0.0, info.smallest_normal, -1, 2, info.max, info.min, INF, -INF, NAN], dtype=dtype)
+        values = torch.cat((values, values.neg()[-1:]))
+        key, infinite = mapped(
+            lambda v: (k := l1.magnitude_key(v), l1.is_infinite(k).to(tl.int32)), [values], integer, torch.int32
+        )
+        if not torch.equal(key, values.view(integer) & most) or infinite.tolist() != [0] * 7 + [1] * 4:
+            return f"keys in {dtype}: {key.tolist()}, infinite {infinite.tolist()}"
+    key, index = torch.tensor([4, 5, 5, 5, 6]), torch.tensor([0, 1, 2, 3, 9])
+    moves = mapped(lambda k, i: l1.chosen(k, i, 5, 2).to(tl.int32), [key, index], torch.int32)[0].tolist()
+    if moves != [0, 1, 1, 0, 1]:
+        return f"chosen: {moves}"
+    clean, delta = torch.tensor([0.25, 0.25, 0.25, 0.25, -1, 2]).double(), torch.tensor([1.0, -1, NAN, INF, -1, 1])
+    edges = [torch.full((6,), -0.5).double(), torch.full((6,), 1.0).double()]
+    rooms = mapped(l1.room_of, [clean, delta.double(), *edges], F64)[0].tolist()
+    if rooms != [0.75, 0.75, 0.75, 0.75, 0, 0]:
+        return f"rooms: {rooms}"
+    magnitude, room = torch.tensor([3.0, 3, 1, 0.5, NAN, 2]).double(), torch.tensor([1.0, 2, 1, 1, 1, 0]).double()
+    kept = mapped(lambda m, r: l1.kept_of(m, 1.0, r), [magnitude, room], F64)[0].tolist()
+    falls = mapped(lambda m, r: l1.falls(m, 1.0, r), [magnitude, room], F64)[0].tolist()
+    if kept != [1, 2, 0, 0, 0, 0] or falls != [0, 1, 0, 0, 0, 0]:
+        return f"kept {kept}, falls {falls}"
+    here, up = torch.tensor([1.0, 1, 1, 1]).double(), torch.tensor([True, True, False, True])
+    slope = torch.tensor([2.0, -2, 2, 5]).double()
+    got = mapped(lambda h, s, m: l1.displacement(h * 0 + 0.5, h, s, m, 0.25), [here, slope, up], F64)[0].tolist()
+    return None if got == [0.75, 0.25, 0.5, 0.75] else f"displacements: {got}"
+
+
+def _norms(package: str) -> str | None:
+    """The unit brings the largest element into [1, 2), as far as 2^1000 goes; and the squares are those of it."""
+    l2 = _module(package, "pgd_step_l2")
+    for largest in (1.0, 1.5, 2.0, 3e7, 2.0**-1000, 2.0**-1001, 2.0**1000, 2.0**1001, 1e-320, 1e308):
+        values = torch.tensor([largest, -largest / 2, 0, largest / 4], dtype=F64)
+        unit, squares = mapped(lambda v: tuple(a + v * 0 for a in l2.squares_of(v, True)), [values], F64, F64)
+        power = min(max(1 - math.frexp(largest)[1], -1000), 1000)
+        if largest < 2.0**-1022:
+            power = 1000
+        if unit[0] != power or squares[0] != sum((v * 2.0**power) ** 2 for v in values.tolist()):
+            return f"{largest}: a unit of 2^{unit[0].item()}, squares of {squares[0].item()}"
+    unit, squares = mapped(
+        lambda v: tuple(a + v * 0 for a in l2.squares_of(v, False)), [torch.ones(4).double()], F64, F64
+    )
+    return None if (unit[0], squares[0]) == (0, 4) else "squares as they are"
+
+
+def _scales(package: str) -> str | None:
+    l2 = _module(package, "pgd_step_l2")
+    norms = torch.tensor([0.0, 1e-300, 0.5, 1, 2, 4, INF, NAN], dtype=F64)
+    inverse = mapped(l2.inverse_of, [norms], F64)[0].tolist()
+    if inverse != [0, 1 / 1e-300, 2, 1, 0.5, 0.25, 0, 0]:
+        return f"inverses: {inverse}"
+    inner = 1 - 2.0**-48
+
+    def scaled(norm: Any) -> Any:
+        return l2.scale_into_ball(tl.full((), 1.0, tl.float64), tl.full((), 1, tl.int32), norm)
+
+    scale = mapped(scaled, [norms], F64)[0].tolist()
+    expected = [1.0, 1, 1, 1, inner, inner / 2, 0, 0]
+    return None if scale == expected else f"scales: {scale}"
 
 
 BLOCKS = {

@@ -18,6 +18,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import torch
 import triton
@@ -25,6 +26,7 @@ import triton.language as tl
 from fastsal.kernels.noise import philox
 from kernel_cases import Case, answer, cases, disagreement, run_reference, wild_cases
 from torch import Tensor
+from triton.runtime import interpreter
 
 from fastsal import backends, kernels, reference
 
@@ -53,6 +55,13 @@ BLOCKS: dict[str, list[dict[str, int]]] = {
     "retire": [{"retire.SEGMENT": 32, "retire.SCAN": 8}, {"retire.SEGMENT": 256, "retire.SCAN": 64}],
 }
 MOST = 24  # blocks of a call in other blocks than the usual, unless all are made
+
+
+def keep_language() -> None:
+    """Triton's interpreter puts its own functions into the language at every call of a device function, which is half
+    of its time; from here on they stay there."""
+    interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    interpreter._patch_lang = lambda function: interpreter._LangPatchScope()
 
 
 @contextlib.contextmanager
@@ -165,6 +174,7 @@ def cuts() -> list[str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")  # numpy tells of inf and NaN
+    keep_language()
     operator, wanted = sys.argv[1:]
     made, wrong = problems(operator, wanted)
     wrong += words() + cuts() if operator == "random_start" else []

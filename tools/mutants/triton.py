@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from tools.mutants import python, trial
@@ -57,16 +56,6 @@ def _package(into: Path, name: str, texts: dict[str, str]) -> None:
 def _launch(package: str, operator: str) -> Callable[..., Any]:
     launch: Callable[..., Any] = importlib.import_module(f"{package}.{operator}").launch
     return launch
-
-
-def _keep_language() -> None:
-    """Triton's interpreter puts its own functions into the language at every call of a device function, which is half
-    of its time; from here on they stay there."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
-    interpreter._patch_lang = lambda function: interpreter._LangPatchScope()
 
 
 def _ready(package: str, texts: dict[str, str]) -> None:
@@ -153,9 +142,11 @@ def outcomes(
     """What becomes of the chosen mutations of `texts`, files of the kernels; a kernel per operator is run."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("TRITON_INTERPRET=1 has to be set before triton is imported")
+    from triton_interpreted import keep_language
+
     into.mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, str(into))
-    _keep_language()
+    keep_language()
     all_texts = sources() | texts
     marked = {path: _marked(path, text) for path, text in all_texts.items()}
     _package(into, "kernels_with_marks", marked | {"marks.py": "MARKS = set()\n"})

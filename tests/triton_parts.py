@@ -73,6 +73,7 @@ def checks() -> Iterator[tuple[str, Problem]]:
     yield "sizes of blocks", _blocks
     yield "tiles of logits", _tiles
     yield "shapes", _shapes
+    yield "order of logits", _order_keys
     yield "probes for a shrinkage", _probes
     yield "elements of an L1 step", _l1_elements
     yield "norms in a unit", _norms
@@ -369,6 +370,19 @@ def _tiles(package: str) -> str | None:
         found = (tile["ROWS"], tile["COLUMNS"], tile["num_warps"], tile.get("maxnreg", 0))
         if found != wanted or len(tile) != 3 + (classes > 4096):
             return f"{classes} classes in {dtype}: {tile}"
+    return None
+
+
+def _order_keys(package: str) -> str | None:
+    """Keys rise with the logits; those of both zeros are one, and so are those of all NaNs, above the rest."""
+    for dtype, integer in ((F32, torch.int32), (F64, torch.int64)):
+        info = torch.finfo(dtype)
+        rising = [-INF, info.min, -1.5, -1.0, -info.tiny, 0.0, info.tiny, 1.0, 1.5, info.max, INF, NAN]
+        values = torch.tensor([*rising, -0.0, NAN], dtype=dtype)
+        values[-1] = -values[-1]
+        keys = mapped(_module(package, "margin_loss").order_key, [values], integer)[0].tolist()
+        if keys[:12] != sorted(set(keys)) or keys[12:] != [keys[5], keys[11]]:
+            return f"keys in {dtype}: {keys}"
     return None
 
 

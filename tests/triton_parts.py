@@ -26,7 +26,11 @@ import row_parts
 import torch
 import triton
 import triton.language as tl
+from kernel_cases import answer, cases
 from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from fastsal.operators import OPERATORS
 
 Problem = Callable[[str], "str | None"]  # given the name of the package
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -73,6 +77,8 @@ def checks() -> Iterator[tuple[str, Problem]]:
     yield "sizes of blocks", _blocks
     yield "tiles of logits", _tiles
     yield "shapes", _shapes
+    yield "launches", _launches()
+    yield "rows beyond 32 bits", _wide
     yield "order of logits", _order_keys
     yield "probes for a shrinkage", _probes
     yield "elements of an L1 step", _l1_elements
@@ -487,6 +493,51 @@ def _scales(package: str) -> str | None:
     scale = mapped(scaled, [norms], F64)[0].tolist()
     expected = [1.0, 1, 1, 1, inner, inner / 2, 0, 0]
     return None if scale == expected else f"scales: {scale}"
+
+
+def _launches() -> Problem:
+    """Every launch in whole powers of two of warps, each thread with few elements, and without fused multiply-adds."""
+    calls = [case for name in OPERATORS for case in cases(name, "quick")]
+
+    def problem(package: str) -> str | None:
+        wrong: list[str] = []
+
+        def launched(kernel: Any, grid: Any) -> Callable[..., None]:
+            def check(*operands: Any, num_warps: int, enable_fp_fusion: bool, **how: Any) -> None:
+                each = how.get("BLOCK", 0) or how["ROWS"] * how["COLUMNS"]
+                few = each <= 32 * num_warps * 16 or num_warps == 16
+                if enable_fp_fusion or num_warps.bit_count() != 1 or num_warps > 16 or not few:
+                    wrong.append(f"{kernel.__name__}: {each} elements, {num_warps} warps, fused: {enable_fp_fusion}")
+                if how.get("maxnreg", 40) != 40:
+                    wrong.append(f"{kernel.__name__}: {how['maxnreg']} registers")
+
+            return check
+
+        with _device("cuda", 80, 32), mock.patch.object(InterpretedFunction, "__getitem__", launched):
+            for case in calls:
+                answer(case, _module(package, case.name).launch)
+        return wrong[0] if wrong else None
+
+    return problem
+
+
+def _wide(package: str) -> str | None:
+    """From 2^31 elements on, offsets are computed in 64 bits."""
+    for size in (2**31 - 1, 2**31):
+        x, one = torch.empty(1, size, device="meta"), torch.empty(1, device="meta")
+        found = []
+
+        def launched(kernel: Any, grid: Any, found: list[bool] = found) -> Callable[..., None]:
+            return lambda *operands, **how: found.append(how["WIDE"]) if "WIDE" in how else None
+
+        with mock.patch.object(InterpretedFunction, "__getitem__", launched):
+            for p in (INF, 2.0, 1.0):
+                _module(package, "random_start").launch(x, one, one, None, None, None, None, p, x)
+            for p in (INF, 2.0):
+                _module(package, "pgd_step").launch(x, x, x, one, one, None, None, None, None, p, 1, x, one)
+        if found != [size == 2**31] * 7:
+            return f"{size} elements: {found}"
+    return None
 
 
 BLOCKS = {

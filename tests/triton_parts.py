@@ -77,6 +77,7 @@ def checks() -> Iterator[tuple[str, Problem]]:
     yield "sizes of blocks", _blocks
     yield "tiles of logits", _tiles
     yield "shapes", _shapes
+    yield "counters", _counters
     yield "launches", _launches()
     yield "rows beyond 32 bits", _wide
     yield "order of logits", _order_keys
@@ -493,6 +494,33 @@ def _scales(package: str) -> str | None:
     scale = mapped(scaled, [norms], F64)[0].tolist()
     expected = [1.0, 1, 1, 1, inner, inner / 2, 0, 0]
     return None if scale == expected else f"scales: {scale}"
+
+
+def _counters(package: str) -> str | None:
+    """Of one stream: kept, and replaced where they are too few. Of a capture, or of no device: new ones."""
+    counters, stream, capturing = _module(package, "arrivals").counters, 7, False
+    like = SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
+    with mock.patch.multiple(
+        torch.cuda,
+        is_current_stream_capturing=lambda: capturing,
+        current_stream=lambda device: SimpleNamespace(cuda_stream=stream),
+    ):
+        first = counters(like, 5)
+        again, just, more = counters(like, 6), counters(like, 1024), counters(like, 1025)
+        if first is not again or first is not just or len(first) != 1024 or first.any():
+            return "not the counters from before"
+        if len(more) != 1025 or counters(like, 5) is not more:
+            return f"{len(more)} counters for 1025 rows"
+        stream = 8
+        if counters(like, 5) is more:
+            return "two streams share counters"
+        capturing = True
+        caught, host = counters(like, 5), counters(SimpleNamespace(is_cuda=False, device=like.device), 5)
+        capturing = False
+        if any(len(fresh) != 5 or fresh.any() for fresh in (caught, host)) or counters(like, 5) is caught:
+            return "a capture, or no device, has counters of its own"
+        _module(package, "arrivals")._COUNTERS.clear()
+    return None
 
 
 def _launches() -> Problem:

@@ -407,6 +407,9 @@ def _probes(package: str) -> str | None:
     falling = torch.randint(0, 9, (400,), generator=generator).double()
     passes = torch.randint(1, 70, (400,), dtype=torch.int32, generator=generator)
     passes[:40] = torch.arange(40, dtype=torch.int32) % 6 + 57
+    # Newton's step just at either end of the bracket
+    below[-2:], above[-2:], limit[-2:], falling[-2:], passes[-2:], mass_above[-2:] = 0.5, 1.5, 2.0**32, 2, 1, 0
+    masses[-2:] = torch.tensor([2.0**32 - 1, 2.0**32 + 1], dtype=F64)
     state = [below, above, masses, mass_above, falling, limit, passes]
     expected = [_probe(*of) for of in zip(*(column.tolist() for column in state), strict=True)]
     got = mapped(_module(package, "pgd_step_l1").next_probe, state, F64)[0].tolist()

@@ -30,6 +30,7 @@ from kernel_cases import answer, cases
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from fastsal import reference
 from fastsal.operators import OPERATORS
 
 Problem = Callable[[str], "str | None"]  # given the name of the package
@@ -69,6 +70,7 @@ def checks() -> Iterator[tuple[str, Problem]]:
     yield "turn", _turn
     yield "narrowing", _narrowing
     yield "widening", _widening
+    yield "words", _words()
     yield "noise", _noise
     yield "order of a row", _orders
     yield "bounds", _bounds
@@ -234,6 +236,24 @@ def _widening(package: str) -> str | None:
 
 
 # --------------------------------------------------------------------------------------------- noise
+
+
+def _words() -> Problem:
+    """The words of Philox for seeds, samples and counters of every magnitude."""
+    extremes = (0, 1, 2**31, 2**32 - 1, 2**32 + 5, 2**63 - 1, -(2**63), -1)
+    keys = torch.tensor(list(itertools.product(extremes, repeat=3))[::3])
+    expected = torch.stack([reference.philox(seed, block[None], sample[None])[0, 0] for seed, sample, block in keys])
+
+    def problem(package: str) -> str | None:
+        philox = _module(package, "noise").philox
+        words = mapped(
+            lambda *key: tuple(word.to(tl.int64) for word in philox(*key)),
+            list(keys.T.contiguous()),
+            *[torch.int64] * 4,
+        )
+        return None if torch.equal(torch.stack(words, 1), expected) else "words of Philox"
+
+    return problem
 
 
 def _noise(package: str) -> str | None:

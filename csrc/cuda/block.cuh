@@ -51,10 +51,11 @@ __device__ __forceinline__ V block_max(V value, V* lanes) {
   return block_reduce(value, lanes, Larger<V>(), ShuffleValue<V>());
 }
 
+// In 32 bits: where a thread keeps several, they are scarce registers.
 template <class V>
 struct Indexed {
   V value;
-  int64_t index;
+  int index;
 };
 
 // The larger of two, NaN counting as larger than anything; of two equals (two NaNs) the one with the lower index.

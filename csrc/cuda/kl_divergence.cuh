@@ -20,7 +20,7 @@ __device__ __forceinline__ int64_t begin_divergence(const KlDivergenceCall& call
   using T = typename LossOf<Z>::Type;
   const int64_t sample = sample_of(call.ids, j, call.samples);
   if (sample < 0) {
-    const LongWalk<Z, wide> walk(team, call.classes);
+    const LongWalk<Z, wide, Team> walk(team, call.classes);
     walk.blank(static_cast<Z*>(call.adv_grad_out) + j * call.classes);
     if (call.both) walk.blank(static_cast<Z*>(call.clean_grad_out) + j * call.classes);
     if (team.thread() == 0) write(static_cast<T*>(call.loss_out) + j, T(0));
@@ -98,7 +98,17 @@ struct DivergenceSum {
     top = higher, total *= factor, terms *= factor;
   }
   __device__ __forceinline__ void add(T clean_z, T adv_z) {
-    const double term = softmax_term(clean_z, SoftmaxSum<T>::anchor(top));
+    add_term(softmax_term(clean_z, SoftmaxSum<T>::anchor(top)), clean_z, adv_z);
+  }
+  // The same for one logit, whether it is above the top or not, given its weight_of (as in SoftmaxSum).
+  __device__ __forceinline__ void add_weighted(T weight, T clean_z, T adv_z) {
+    const bool rises = clean_z > top;
+    if (rises) top = clean_z, total *= weight, terms *= weight;
+    add_term(rises ? 1 + (clean_z - clean_z) : weight, clean_z, adv_z);
+  }
+
+ private:
+  __device__ __forceinline__ void add_term(double term, T clean_z, T adv_z) {
     total += term;
     if (term == 0) return;
     if (adv_z == -Limits<T>::infinity)
@@ -120,7 +130,8 @@ template <class Z, bool wide>
 __global__ void __launch_bounds__(kLongRowThreads, kLongRowBlocks) kl_divergence_long_kernel(KlDivergenceCall call) {
   using T = typename LossOf<Z>::Type;
   const BlockTeam team;
-  const LongWalk<Z, wide, sizeof(Z) == 8 ? 1 : 2> walk(team, call.classes);
+  constexpr int few = sizeof(Z) == 8 ? 1 : 2;
+  const LongWalk<Z, wide, BlockTeam, few> walk(team, call.classes);
   for (int64_t j = team.first_row(); j < call.count; j += team.rows_apart()) {
     const int64_t sample = begin_divergence<Z, wide>(call, j, team);
     if (sample < 0) continue;
@@ -133,13 +144,22 @@ __global__ void __launch_bounds__(kLongRowThreads, kLongRowBlocks) kl_divergence
     DivergenceSum<T> clean_sum;
     SoftmaxSum<T> adv_sum;
     walk.read_two(clean, adv, [&](const auto& p, const auto& q) {
-      T higher = clean_sum.top;
+      if constexpr (few == 1) {
+        // one exponential after the other: side by side they would need more registers than there are
+#pragma unroll 1
+        for (int which = 0; which < 2; ++which) {
+          const T weight = adv_sum.weight_of(which ? q[0] : p[0], which ? adv_sum.top : clean_sum.top);
+          which ? adv_sum.add_weighted(weight, q[0]) : clean_sum.add_weighted(weight, p[0], q[0]);
+        }
+      } else {
+        T higher = clean_sum.top;
 #pragma unroll
-      for (int e = 0; e < walk.few; ++e) higher = p[e] > higher ? p[e] : higher;
-      if (higher > clean_sum.top) clean_sum.rescale(higher);
+        for (int e = 0; e < few; ++e) higher = p[e] > higher ? p[e] : higher;
+        if (higher > clean_sum.top) clean_sum.rescale(higher);
 #pragma unroll
-      for (int e = 0; e < walk.few; ++e) clean_sum.add(p[e], q[e]);
-      adv_sum.add(q);
+        for (int e = 0; e < few; ++e) clean_sum.add(p[e], q[e]);
+        adv_sum.add(q);
+      }
     });
     const Several<T, 3> tops =
         reduce_each<Larger>(team, Several<T, 3>{{clean_sum.top, adv_sum.top, clean_sum.impossible}});
@@ -171,8 +191,9 @@ __global__ void __launch_bounds__(kLongRowThreads, kLongRowBlocks) kl_divergence
       for (int e = 0; e < walk.few; ++e) {
         const T clean_z = p[e], adv_z = q[e];
         const T clean_term = softmax_term(clean_z, T(row.clean_top)), adv_term = softmax_term(adv_z, T(row.adv_top));
-        q[e] = kl_adv_slope(clean_term, T(row.clean_total), adv_term, T(row.adv_total));
-        p[e] = kl_clean_slope(clean_term, T(row.clean_total), clean_z, T(row.clean_top), adv_z, T(row.adv_top),
+        const T clean_total = row.clean_total;
+        q[e] = kl_adv_slope(clean_term, clean_total, adv_term, T(row.adv_total));
+        p[e] = kl_clean_slope(clean_term, clean_total, clean_z, T(row.clean_top), adv_z, T(row.adv_top),
                               T(row.shift), T(row.loss));
       }
     });

@@ -53,10 +53,13 @@ struct WarpTeam {
   static constexpr unsigned kMostThreads = 128;  // of a block
   __device__ __forceinline__ int thread() const { return int(threadIdx.x % kWarp); }
   __device__ __forceinline__ int threads() const { return int(kWarp); }
+  __device__ __forceinline__ int threads_anew() const { return int(kWarp); }
   __device__ __forceinline__ int64_t first_row() const {
     return int64_t(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
   }
-  __device__ __forceinline__ int64_t rows_apart() const { return int64_t(gridDim.x) * (blockDim.x / kWarp); }
+  __device__ __forceinline__ int64_t rows_apart() const {
+    return int64_t(opaque(gridDim.x)) * (block_threads() / kWarp);
+  }
   template <class V, class Combine, class Shuffle>
   __device__ __forceinline__ V reduce(V value, Combine combine, Shuffle shuffle) const {
     for (unsigned d = kWarp / 2; d > 0; d /= 2) value = combine(value, shuffle(value, d));
@@ -69,6 +72,7 @@ struct BlockTeam {
   static constexpr unsigned kMostThreads = 1024;
   __device__ __forceinline__ int thread() const { return int(threadIdx.x); }
   __device__ __forceinline__ int threads() const { return int(blockDim.x); }
+  __device__ __forceinline__ int threads_anew() const { return int(block_threads()); }  // not kept in between
   __device__ __forceinline__ int64_t first_row() const { return blockIdx.x; }
   __device__ __forceinline__ int64_t rows_apart() const { return gridDim.x; }
   template <class V, class Combine, class Shuffle>
@@ -117,17 +121,10 @@ __device__ __forceinline__ T team_max(const Team& team, T value) {
   return team.reduce(value, Larger<T>(), ShuffleValue<T>());
 }
 
-// A class and its logit; the index of a thread that has met none lies beyond the row.
-template <class T>
-struct Candidate {
-  T value;
-  int index;
-};
-
+// The best logit and its class; the index of a thread that has met none lies beyond the row.
 template <class Team, class T>
-__device__ __forceinline__ Candidate<T> team_best(const Team& team, Candidate<T> own) {
-  const Indexed<T> best = team.reduce(Indexed<T>{own.value, own.index}, Better<T>(), ShuffleIndexed<T>());
-  return {best.value, int(best.index)};
+__device__ __forceinline__ Indexed<T> team_best(const Team& team, Indexed<T> own) {
+  return team.reduce(own, Better<T>(), ShuffleIndexed<T>());
 }
 
 template <class Z, bool wide>
@@ -185,33 +182,31 @@ struct Walk {
 // The same walk over a row that is not held: `few` elements at a time, so that few registers are needed.
 template <class Z>
 constexpr int kFew = sizeof(Z) == 8 ? 1 : 4;
-template <class Z, bool wide, int few_ = kFew<Z>>
+template <class Z, bool wide, class Team, int few_ = kFew<Z>>
 struct LongWalk {
   using T = typename LossOf<Z>::Type;
   static constexpr int few = few_, parts = wide ? kPack<Z> / few : 1, pack = few * parts;
-  int classes, thread, threads;
+  const Team& team;
+  int classes;
 
-  template <class Team>
-  __device__ __forceinline__ LongWalk(const Team& team, int64_t row_classes)
-      : classes(int(row_classes)), thread(team.thread()), threads(team.threads()) {}
-  // The index of element 0, and how far apart the elements are.
-  __device__ __forceinline__ int at(int turn) const {
-    return wide ? (turn * threads + thread) * pack : turn * pack * threads + thread;
-  }
-  __device__ __forceinline__ int step() const { return wide ? 1 : threads; }
+  __device__ __forceinline__ LongWalk(const Team& team_, int64_t row_classes)
+      : team(team_), classes(int(row_classes)) {}
+  // Where this thread begins, and how far its turns are apart; not kept from one to the next.
+  __device__ __forceinline__ int begin() const { return opaque(team.thread()) * (wide ? pack : 1); }
+  __device__ __forceinline__ int turn() const { return pack * team.threads_anew(); }
 
   // body(z, at, step) for all elements; beyond the end of the row lies -inf.
   template <class Body>
   __device__ __forceinline__ void read(const Z* row, Body body) const {
 #pragma unroll 1
-    for (int first = at(0); first < classes; first += pack * threads)
+    for (int first = begin(); first < classes; first += turn())
       part_by_part(row, static_cast<Z*>(nullptr), first, body);
   }
   // The same, and what body leaves in z goes to `out`.
   template <class Body>
   __device__ __forceinline__ void rewrite(const Z* row, Z* out, Body body) const {
 #pragma unroll 1
-    for (int first = at(0); first < classes; first += pack * threads) part_by_part(row, out, first, body);
+    for (int first = begin(); first < classes; first += turn()) part_by_part(row, out, first, body);
   }
 
   // The same for the same elements of two rows. Each of the four is a function that returns where a row begins (null:
@@ -219,7 +214,7 @@ struct LongWalk {
   template <class A, class B, class OutA, class OutB, class Body>
   __device__ __forceinline__ void rewrite_two(A a, B b, OutA out_a, OutB out_b, Body body) const {
 #pragma unroll 1
-    for (int first = at(0); first < classes; first += pack * threads) two(a, b, out_a, out_b, first, body);
+    for (int first = begin(); first < classes; first += turn()) two(a, b, out_a, out_b, first, body);
   }
   template <class A, class B, class Body>
   __device__ __forceinline__ void read_two(A a, B b, Body body) const {
@@ -230,13 +225,19 @@ struct LongWalk {
   template <class Body>
   __device__ __forceinline__ void write(Z* out, Body body) const {
 #pragma unroll 1
-    for (int first = at(0); first < classes; first += pack * threads) {
+    for (int first = begin(); first < classes; first += turn()) {
       if (wide) {
-        Pack<Z> made;
+        Words made{};
+#pragma unroll 1
+        for (int part = 0; part < parts; ++part) {
+          T z[few];
 #pragma unroll
-        for (int e = 0; e < pack; ++e) store(&made.elements[e], body(first + e));
-        fastsal::write(reinterpret_cast<Pack<Z>*>(out + first), made);
+          for (int e = 0; e < few; ++e) z[e] = body(first + part * few + e);
+          put(made, part, z);
+        }
+        write_words(out + first, made);
       } else {
+        const int threads = team.threads();
 #pragma unroll
         for (int e = 0; e < pack; ++e)
           if (first + e * threads < classes) write_as(out + first + e * threads, body(first + e * threads));
@@ -261,6 +262,7 @@ struct LongWalk {
       }
       if (out) write_words(out + first, held);
     } else {
+      const int threads = team.threads();
 #pragma unroll
       for (int e = 0; e < few; ++e)
         z[e] = first + e * threads < classes ? T(value(fastsal::read(row + first + e * threads)))
@@ -308,7 +310,7 @@ struct LongWalk {
     if (wide) {
       Words one = read_words(a() + first);
       Words other = read_words(b() + first);
-#pragma unroll 1
+#pragma unroll(sizeof(Z) == 8 ? parts : 1)
       for (int part = 0; part < parts; ++part) {
         pick(one, part, p), pick(other, part, q);
         body(p, q);
@@ -317,6 +319,7 @@ struct LongWalk {
       if (out_a()) write_words(out_a() + first, one);
       if (out_b()) write_words(out_b() + first, other);
     } else {
+      const int threads = team.threads();
 #pragma unroll
       for (int e = 0; e < few; ++e) {
         const int i = first + e * threads;
@@ -349,6 +352,16 @@ struct SoftmaxSum {
     if (higher > top) sum = relative_to(higher), top = higher;
 #pragma unroll
     for (int e = 0; e < count; ++e) sum += softmax_term(z[e], anchor(top));
+  }
+  // exp(-|z - top|): the one exponential that a single logit needs, whether it is above the top or not.
+  static __device__ __forceinline__ T weight_of(T z, T top) {
+    const T anchored = anchor(top);
+    return softmax_term(z > top ? anchored : z, z > top ? z : anchored);
+  }
+  __device__ __forceinline__ void add_weighted(T weight, T z) {
+    const bool rises = z > top;
+    sum = rises ? sum * weight + (1 + (z - z)) : sum + weight;  // an infinite z spoils it
+    top = rises ? z : top;
   }
   __device__ __forceinline__ T relative_to(T higher) const { return sum * softmax_term(anchor(top), anchor(higher)); }
 };

@@ -32,7 +32,7 @@ struct Leaders {
     Leaders all;
 #pragma unroll
     for (int k = 0; k < count; ++k) {
-      const Candidate<T> best = team_best(team, Candidate<T>{values[0], indices[0]});
+      const Indexed<T> best = team_best(team, Indexed<T>{values[0], indices[0]});
       all.values[k] = best.value, all.indices[k] = best.index;
       if (best.index != indices[0]) continue;
 #pragma unroll
@@ -63,21 +63,22 @@ __global__ void __launch_bounds__(kMarginThreads<Team>, kMarginBlocks<Team>) mar
   using T = typename LossOf<Z>::Type;
   constexpr bool dlr = count == kDlrLeaders;
   const Team team;
-  const LongWalk<Z, wide> walk(team, call.classes);
+  const LongWalk<Z, wide, Team> walk(team, call.classes);
   for (int64_t j = team.first_row(); j < call.count; j += team.rows_apart()) {
-    const Z* logits = static_cast<const Z*>(call.logits) + j * call.classes;
-    Z* grad = static_cast<Z*>(call.grad_out) + j * call.classes;
+    // made where they are needed, these hold no registers in between
+    const auto logits = [&] { return static_cast<const Z*>(call.logits) + opaque(j) * call.classes; };
+    const auto grad = [&] { return static_cast<Z*>(call.grad_out) + opaque(j) * call.classes; };
     const int64_t sample = sample_of(call.ids, j, call.samples);
     const int label = sample < 0 ? -1 : label_of(call.target, sample, call.classes);
     int other = sample < 0 || !call.other ? 0 : label_of(call.other, sample, call.classes);
     if (label < 0 || other < 0) {
-      walk.blank(grad);
+      walk.blank(grad());
       if (team.thread() == 0) write(static_cast<T*>(call.loss_out) + j, sample < 0 ? T(0) : T(Limits<T>::nan));
       continue;
     }
     Leaders<T, count> top;
     if (dlr || !call.other) {
-      walk.read(logits, [&](const auto& z, int at, int step) {
+      walk.read(logits(), [&](const auto& z, int at, int step) {
 #pragma unroll
         for (int e = 0; e < walk.few; ++e)
           if (at + e * step < call.classes) top.meet(z[e], at + e * step);
@@ -85,21 +86,21 @@ __global__ void __launch_bounds__(kMarginThreads<Team>, kMarginBlocks<Team>) mar
       top = top.of(team);
       if (!call.other) other = top.indices[0] == label ? top.indices[1] : top.indices[0];
     }
-    T loss = T(value(logits[other])) - T(value(logits[label])), spread = 1;
+    T loss = T(value(logits()[other])) - T(value(logits()[label])), spread = 1;
     if (dlr) {
       spread = call.other ? dlr_targeted_spread(top.values[0], top.values[2 % count], top.values[count - 1])
                           : dlr_spread(top.values[0], top.values[2 % count]);
       loss = loss / spread;
     }
     if (team.thread() == 0) write(static_cast<T*>(call.loss_out) + j, loss);
+    // without a target the third counts for both, which comes to the same
+    const int fourth = call.other ? top.indices[count - 1] : top.indices[2 % count];
     const T elsewhere = dlr ? dlr_slope(T(0), loss, T(0), spread) : T(0);
-    walk.write(grad, [&](int i) {
+    walk.write(grad(), [&](int i) {
       if (!dlr) return margin_slope<T>(i, label, other);
-      const bool leads = i == top.indices[0] || i == top.indices[2 % count] || i == top.indices[count - 1];
+      const bool leads = i == top.indices[0] || i == top.indices[2 % count] || i == fourth;
       if (!leads && i != label && i != other) return elsewhere;
-      const T slope = call.other
-                          ? dlr_targeted_spread_slope<T>(i, top.indices[0], top.indices[2 % count], top.indices[count - 1])
-                          : dlr_spread_slope<T>(i, top.indices[0], top.indices[2 % count]);
+      const T slope = dlr_targeted_spread_slope<T>(i, top.indices[0], top.indices[2 % count], fourth);
       return dlr_slope(margin_slope<T>(i, label, other), loss, slope, spread);
     });
   }

@@ -58,7 +58,7 @@ class HeldL1Row {
 #pragma unroll
       for (int v = 0; v < group; ++v) {
         moved_ |= unsigned(moves(part_, k, v, keys_[k][v])) << (k * group + v);
-        moved_ = opaque(int(moved_));  // else bits wait to be joined, each in a register of its own
+        moved_ = opaque(moved_);  // else bits wait to be joined, each in a register of its own
       }
 #pragma unroll
     for (int k = 0; k < turns; ++k) part_.load_points(k, held_[k]);

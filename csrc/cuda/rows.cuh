@@ -118,6 +118,17 @@ __device__ __forceinline__ int opaque(int v) {
 #endif
   return v;
 }
+__device__ __forceinline__ unsigned opaque(unsigned v) { return unsigned(opaque(int(v))); }
+// blockDim.x, read anew by each call: kept from one use to the next it held a register.
+__device__ __forceinline__ unsigned block_threads() {
+#if defined(__CUDA_ARCH__)
+  unsigned threads;
+  asm volatile("mov.u32 %0, %%ntid.x;" : "=r"(threads));
+  return threads;
+#else
+  return blockDim.x;
+#endif
+}
 
 // A value of each sample, or one for all of them.
 template <class T>

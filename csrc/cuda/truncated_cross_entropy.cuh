@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kLongRowThreads, kLongRowBlocks)
     truncated_cross_entropy_long_kernel(TruncatedCrossEntropyCall call) {
   using T = typename LossOf<Z>::Type;
   const BlockTeam team;
-  const LongWalk<Z, wide> walk(team, call.classes);
+  const LongWalk<Z, wide, BlockTeam> walk(team, call.classes);
   for (int64_t j = team.first_row(); j < call.count; j += team.rows_apart()) {
     const int label = begin_entropy<Z, wide>(call, j, team);
     if (label < 0) continue;

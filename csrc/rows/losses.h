@@ -48,9 +48,9 @@ FASTSAL_ROW bool is_over(T loss, T cut) {
 
 // ------------------------------------------------------------------------------------- margin, DLR
 
-// d (z_other - z_label) / dz_i
-template <class T>
-FASTSAL_ROW T margin_slope(int64_t i, int64_t label, int64_t other) {
+// d (z_other - z_label) / dz_i; an index has the type that the caller keeps it in
+template <class T, class Index>
+FASTSAL_ROW T margin_slope(Index i, Index label, Index other) {
   return T(i == other) - T(i == label);
 }
 
@@ -64,12 +64,12 @@ FASTSAL_ROW T dlr_targeted_spread(T first, T third, T fourth) {
   return first - (third + fourth) / 2 + T(1e-12);
 }
 // Their derivatives by z_i; the indices are those of the sorted logits, the lowest first among equals.
-template <class T>
-FASTSAL_ROW T dlr_spread_slope(int64_t i, int64_t first, int64_t third) {
+template <class T, class Index>
+FASTSAL_ROW T dlr_spread_slope(Index i, Index first, Index third) {
   return T(i == first) - T(i == third);
 }
-template <class T>
-FASTSAL_ROW T dlr_targeted_spread_slope(int64_t i, int64_t first, int64_t third, int64_t fourth) {
+template <class T, class Index>
+FASTSAL_ROW T dlr_targeted_spread_slope(Index i, Index first, Index third, Index fourth) {
   return T(i == first) - (T(i == third) + T(i == fourth)) / 2;
 }
 // d (margin / spread) / dz_i, where `loss` is that quotient

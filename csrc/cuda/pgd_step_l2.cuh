@@ -75,6 +75,7 @@ __global__ void __launch_bounds__(kHeldThreads, kL2Blocks<T, G, turns>)
       squares.add(delta[k][v]);
     }
   const double scale = l2_scale_of<T>(call, place, norm_of(squares.total()));
+  T* const next = static_cast<T*>(call.next_out) + (opaque(first_row) + blockIdx.x) * call.size;  // not kept: row.next
 #pragma unroll
   for (int k = 0; k < turns; ++k) {
     Group<T, group> out;
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kHeldThreads, kL2Blocks<T, G, turns>)
       const int i = row.at(k, v);
       out.values[v] = l2_point(held[k].clean[v], delta[k][v], scale, row.box.low(i), row.box.high(i));
     }
-    row.save(k, out);
+    row.save_to(next, k, out);
   }
   if (threadIdx.x == 0) write(call.nonfinite_out + j, !step.finite);
 }

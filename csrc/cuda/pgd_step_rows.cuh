@@ -72,10 +72,10 @@ struct StepSegment {
   using Point = T;
   using Slope = G;
   using Value = typename Gradient<G>::Value;
+  Box<T, PgdStepCall> box;  // made before the pointers, so that they hold no registers meanwhile
   const T *x, *x_adv;
   Gradient<G> grad;
   T* next;
-  Box<T, PgdStepCall> box;
   int64_t first;
   int length;
   bool vector;
@@ -88,10 +88,10 @@ struct StepSegment {
 
   __device__ __forceinline__ StepSegment(const PgdStepCall& call, const StepRow& row, int64_t j, int64_t first_,
                                          int length_, bool vector_)
-      : x(static_cast<const T*>(call.x) + row.sample * call.size + first_),
+      : box(call, first_, length_), x(static_cast<const T*>(call.x) + row.sample * call.size + first_),
         x_adv(static_cast<const T*>(call.x_adv) + row.slot * call.size + first_),
         grad(call, row.slot * call.size + first_), next(static_cast<T*>(call.next_out) + j * call.size + first_),
-        box(call, first_, length_), first(first_), length(length_), vector(vector_) {}
+        first(first_), length(length_), vector(vector_) {}
 
   __device__ __forceinline__ bool any(int k) const { return k * int(blockDim.x) * group < length; }
   // Where element v of this thread's group lies in turn k, seen from `first`.

@@ -130,8 +130,8 @@ template <class Z, bool wide>
 __global__ void __launch_bounds__(kLongRowThreads, kLongRowBlocks) kl_divergence_long_kernel(KlDivergenceCall call) {
   using T = typename LossOf<Z>::Type;
   const BlockTeam team;
-  constexpr int few = sizeof(Z) == 8 ? 1 : 2;
-  const LongWalk<Z, wide, BlockTeam, few> walk(team, call.classes);
+  const LongWalk<Z, wide, BlockTeam, sizeof(Z) == 8 ? 1 : 2> walk(team, call.classes);
+  constexpr int few = decltype(walk)::few;
   for (int64_t j = team.first_row(); j < call.count; j += team.rows_apart()) {
     const int64_t sample = begin_divergence<Z, wide>(call, j, team);
     if (sample < 0) continue;

@@ -64,15 +64,15 @@ class HeldL1Row {
     for (int k = 0; k < turns; ++k) part_.load_points(k, held_[k]);
   }
   // body(part, k, v, clean, delta) for each element, given what `settle` was; at_turn(part, k) after each group.
-  template <class Moves, class Body, class AtTurn>
-  __device__ __forceinline__ void each_point(Moves, double share, Body body, AtTurn at_turn) const {
+  template <class Moves, class Share, class Body, class AtTurn>
+  __device__ __forceinline__ void each_point(Moves, Share share, Body body, AtTurn at_turn) const {
 #pragma unroll
     for (int k = 0; k < turns; ++k) {
 #pragma unroll
       for (int v = 0; v < group; ++v) {
         const bool moves = (moved_ >> (k * group + v)) & 1, upwards = (upwards_ >> (k * group + v)) & 1;
         const T clean = held_[k].clean[v], here = held_[k].here[v];
-        body(part_, k, v, clean, l1_displacement(clean, here, upwards ? 1 : -1, moves, share));
+        body(part_, k, v, clean, l1_displacement(clean, here, upwards ? 1 : -1, moves, share()));
       }
       at_turn(part_, k);
     }
@@ -108,15 +108,15 @@ class LongL1Row {
   }
   template <class Moves>
   __device__ __forceinline__ void settle(Moves) {}
-  template <class Moves, class Body, class AtTurn>
-  __device__ __forceinline__ void each_point(Moves moves, double share, Body body, AtTurn at_turn) const {
+  template <class Moves, class Share, class Body, class AtTurn>
+  __device__ __forceinline__ void each_point(Moves moves, Share share, Body body, AtTurn at_turn) const {
     each_part([&](const Part& part) {
       part.each([&](int k, const auto& e) {
 #pragma unroll
         for (int v = 0; v < group; ++v)
           body(part, k, v, e.clean[v],
                l1_displacement(e.clean[v], e.here[v], e.slope[v], moves(part, k, v, magnitude_key(e.slope[v])),
-                               share));
+                               share()));
         at_turn(part, k);
       });
     });
@@ -175,6 +175,12 @@ __device__ __forceinline__ L1Choice<Key> l1_choose_in_block(const Row& row, cons
   return {search.low, enough, call.topk};
 }
 
+// How far an element moves, and a row may go; in shared memory. Read anew where they are needed (volatile), they hold no
+// registers.
+struct L1Lengths {
+  double share, radius;
+};
+
 template <class Row>
 __device__ __forceinline__ bool l1_step_in_block(const PgdStepCall& call, const StepRow& place, Row& row) {
   using T = typename Row::Point;
@@ -187,14 +193,20 @@ __device__ __forceinline__ bool l1_step_in_block(const PgdStepCall& call, const 
   const bool finite = largest < (sizeof(Key) == 8 ? Key(0x7ff0000000000000ull) : Key(0x7f800000u));
   L1Choice<Key> choice{largest, -1, 0};  // nothing moves
   if (finite) choice = l1_choose_in_block(row, call, largest);
-  const double share = double(per_sample<T>(call.alpha, call.alpha_count, place.sample)) /
-                       double(choice.moving > 0 ? choice.moving : 1);
+  __shared__ volatile L1Lengths lengths;
+  if (threadIdx.x == 0) {
+    lengths.share = double(per_sample<T>(call.alpha, call.alpha_count, place.sample)) /
+                    double(choice.moving > 0 ? choice.moving : 1);
+    lengths.radius = inner_radius(per_sample<T>(call.eps, call.eps_count, place.sample));
+  }
+  __syncthreads();
   const RowOrder order(call);
   const auto moves = [&](const auto& part, int k, int v, Key key) {
     return key > choice.threshold ||
            (key == choice.threshold && choice.last >= 0 &&
             (choice.last >= call.size || order.logical(part.first + part.at(opaque(k), v)) <= choice.last));
   };
+  const auto share = [&] { return lengths.share; };
   row.settle(moves);
   double reach = 0;
   const auto nothing = [](const auto&, int) {};
@@ -205,35 +217,33 @@ __device__ __forceinline__ bool l1_step_in_block(const PgdStepCall& call, const 
   __shared__ InShared<ShrinkSearch> shared;
   ShrinkSearch& search = shared.value();
   reach = block_max(reach, lanes);
-  if (threadIdx.x == 0)
-    search = ShrinkSearch(inner_radius(per_sample<T>(call.eps, call.eps_count, place.sample)), reach);
+  if (threadIdx.x == 0) search = ShrinkSearch(lengths.radius, reach);
   __syncthreads();
+  const auto probe = [&] { return static_cast<volatile const double&>(search.probe); };
   while (!search.done) {
     Sum<sizeof(T) == 8> kept;
-    double falling = 0;
-    const double shrink = search.probe;
+    unsigned falling = 0;  // of one thread
     row.each_point(
         moves, share,
         [&](const auto& part, int k, int v, T clean, double delta) {
           const int i = part.at(opaque(k), v);
-          const double room = l1_room(clean, delta, part.box.low(i), part.box.high(i));
+          const double room = l1_room(clean, delta, part.box.low(i), part.box.high(i)), shrink = probe();
           kept.add(l1_kept(fabs(delta), shrink, room));
-          falling += double(l1_falls(fabs(delta), shrink, room));
+          falling += l1_falls(fabs(delta), shrink, room);
         },
         nothing);
     const double mass = block_sum(kept.sum, lanes);
-    falling = block_sum(falling, lanes);
-    if (threadIdx.x == 0) search.report(mass, falling);
+    const double all_falling = block_sum(double(falling), lanes);
+    if (threadIdx.x == 0) search.report(mass, all_falling);
     __syncthreads();
   }
-  const double shrink = search.probe;
   Group<T, Row::group> out;
   row.each_point(
       moves, share,
       [&](const auto& part, int k, int v, T clean, double delta) {
         const int i = part.at(opaque(k), v);
         const T low = part.box.low(i), high = part.box.high(i);
-        out.values[v] = l1_point(clean, delta, l1_kept(fabs(delta), shrink, l1_room(clean, delta, low, high)),
+        out.values[v] = l1_point(clean, delta, l1_kept(fabs(delta), probe(), l1_room(clean, delta, low, high)),
                                  low, high);
       },
       [&](const auto& part, int k) { part.save(k, out); });

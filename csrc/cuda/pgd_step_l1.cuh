@@ -175,8 +175,7 @@ __device__ __forceinline__ L1Choice<Key> l1_choose_in_block(const Row& row, cons
   return {search.low, enough, call.topk};
 }
 
-// How far an element moves, and a row may go; in shared memory. Read anew where they are needed (volatile), they hold no
-// registers.
+// How far an element moves, and a row may go; in shared memory. Read anew (volatile), they hold no registers.
 struct L1Lengths {
   double share, radius;
 };

@@ -49,7 +49,7 @@ test: setup
 
 test-device-code: setup
 	$(BIN)/python -m tools.budgets --check
-	$(BIN)/python -m pytest -m device_code
+	$(BIN)/python -m pytest -m device_code -n auto
 
 test-mutants: setup
 	$(BIN)/python -m tools.mutants $(if $(FULL),,--share 0.1 $(wildcard csrc/rows/*.h csrc/cuda/*.cuh))

@@ -3,9 +3,10 @@ whole process.
 
     TRITON_INTERPRET=1 python triton_interpreted.py OPERATOR SIZE
 
-Prints how many calls agreed with the reference, then each that did not. SIZE: "quick" or "full", as in kernel_cases.py.
-Among the calls there are always some with indices and labels out of range, some in blocks of other sizes than the usual
-(with operands off any alignment), and, for random_start, the words of Philox and batches cut into pieces.
+Prints how many calls agreed with the reference, then each that did not. SIZE: "quick", as in kernel_cases.py, or
+"full", with a fourth of the other cases too. Among the calls there are always some with indices and labels out of
+range, some in blocks of other sizes than the usual (with operands off any alignment), and, for random_start, the words
+of Philox and batches cut into pieces.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ BLOCKS: dict[str, list[dict[str, int]]] = {
     ],
     "retire": [{"retire.SEGMENT": 32, "retire.SCAN": 8}, {"retire.SEGMENT": 256, "retire.SCAN": 64}],
 }
-MOST = 24  # blocks of a call in other blocks than the usual, unless all are made
+MOST = 24  # blocks of a call in other blocks than the usual; four times as many in "full"
+EVERY, LARGEST = 4, 15_000  # of the "full" cases, and elements of one: the interpreter takes seconds for each
 
 
 def keep_language() -> None:
@@ -97,8 +99,12 @@ def elements(case: Case) -> int:
 
 def calls(name: str, size: str) -> Iterator[tuple[dict[str, int], Case]]:
     """A call, and the blocks to make it in."""
-    yield from (({}, case) for case in cases(name, size))
-    yield from (({}, case) for case in itertools.islice(wild_cases(name), 0, None, 1 if size == "full" else 6))
+    full = size == "full"
+    yield from (({}, case) for case in cases(name, "quick"))
+    if full:
+        rest = (case for case in cases(name, size) if elements(case) <= LARGEST)
+        yield from (({}, case) for case in itertools.islice(rest, 0, None, EVERY))
+    yield from (({}, case) for case in itertools.islice(wild_cases(name), 0, None, 1 if full else 6))
     yield from in_other_blocks(name, size)
 
 
@@ -106,7 +112,8 @@ def in_other_blocks(name: str, size: str) -> Iterator[tuple[dict[str, int], Case
     full = size == "full"
     for at, sizes in enumerate(BLOCKS[name]):
         smallest = min(size for place, size in sizes.items() if not place.endswith(("PARTS", "SMALL")))
-        chosen = [case for case in cases(name, "quick") if full or elements(case) <= MOST * smallest]
+        most = (4 if full else 1) * MOST * smallest
+        chosen = [case for case in cases(name, "quick") if elements(case) <= most]
         in_double = [case for case in chosen if case.args[0].dtype == torch.float64]  # chunks of their own size
         for case in chosen if full else [*chosen[at :: 2 * len(BLOCKS[name])], *in_double[-1:]]:
             yield sizes, aside(case, 1 + at)

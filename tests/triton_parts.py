@@ -624,6 +624,8 @@ def _shapes(package: str) -> str | None:
         (torch.zeros(4, 3, 2, 5), (30, 3, 10, False)),
         (torch.zeros(4, 3, 2, 5).contiguous(memory_format=last), (30, 3, 10, True)),
         (torch.zeros(4, 3, 2, 5, 2).contiguous(memory_format=volume), (60, 3, 20, True)),
+        (torch.zeros(4, 3, 2, 1).contiguous(memory_format=last), (6, 3, 2, True)),
+        (torch.zeros(4, 5, 3).transpose(1, 2), (15, 3, 5, True)),
         (torch.zeros(4, 1, 2, 5), (10, 1, 10, False)),
         (torch.zeros(4, 3, 1, 1), (3, 3, 1, False)),
         (torch.zeros(4, 0, 2), (0, 1, 1, False)),

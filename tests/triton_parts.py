@@ -80,6 +80,7 @@ def checks() -> Iterator[tuple[str, Problem]]:
     yield "tiles of logits", _tiles
     yield "shapes", _shapes
     yield "counters", _counters
+    yield "flags of rows", _flags
     yield "launches", _launches()
     yield "rows beyond 32 bits", _wide
     yield "order of logits", _order_keys
@@ -543,6 +544,26 @@ def _counters(package: str) -> str | None:
         if any(len(fresh) != 5 or fresh.any() for fresh in (caught, host)) or counters(like, 5) is caught:
             return "a capture, or no device, has counters of its own"
         _module(package, "arrivals")._COUNTERS.clear()
+    return None
+
+
+@triton.jit
+def flagged(function: tl.constexpr, flags, counter, seen, programs, SPLIT: tl.constexpr):
+    program = tl.program_id(0)
+    function(flags, counter, program // programs, tl.load(seen + program), programs, SPLIT)
+
+
+def _flags(package: str) -> str | None:
+    """Whether any program of a row saw something; and no counter is left anything but zero, nor one beside it."""
+    flag_row = _module(package, "arrivals").flag_row
+    for programs, split in ((1, False), (1, True), (3, True)):
+        seen = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 0, 1], [1, 1, 1]], dtype=torch.int32)[:, :programs].contiguous()
+        flags, counters = torch.full((6,), 7, dtype=torch.int8), torch.zeros(6, dtype=torch.int64)
+        for _ in range(2):
+            flags[1:5] = 7
+            flagged[(seen.numel(),)](flag_row, flags[1:], counters[1:], seen, programs, split)
+            if flags.tolist() != [7, *seen.amax(1).tolist(), 7] or counters.any():
+                return f"{programs} programs, split: {split}: flags {flags.tolist()}, counters {counters.tolist()}"
     return None
 
 

@@ -556,7 +556,7 @@ def flagged(function: tl.constexpr, flags, counter, seen, programs, SPLIT: tl.co
 def _flags(package: str) -> str | None:
     """Whether any program of a row saw something; and no counter is left anything but zero, nor one beside it."""
     flag_row = _module(package, "arrivals").flag_row
-    for programs, split in ((1, False), (1, True), (3, True)):
+    for programs, split in ((1, False), (1, True), (2, True), (3, True)):
         seen = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 0, 1], [1, 1, 1]], dtype=torch.int32)[:, :programs].contiguous()
         flags, counters = torch.full((6,), 7, dtype=torch.int8), torch.zeros(6, dtype=torch.int64)
         for _ in range(2):
@@ -646,6 +646,7 @@ def _shapes(package: str) -> str | None:
         (torch.zeros(4, 3, 2, 5).contiguous(memory_format=last), (30, 3, 10, True)),
         (torch.zeros(4, 3, 2, 5, 2).contiguous(memory_format=volume), (60, 3, 20, True)),
         (torch.zeros(4, 3, 2, 1).contiguous(memory_format=last), (6, 3, 2, True)),
+        (torch.zeros(4, 2, 3, 5).contiguous(memory_format=last), (30, 2, 15, True)),
         (torch.zeros(4, 5, 3).transpose(1, 2), (15, 3, 5, True)),
         (torch.zeros(4, 1, 2, 5), (10, 1, 10, False)),
         (torch.zeros(4, 3, 1, 1), (3, 3, 1, False)),

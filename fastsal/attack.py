@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from typing import Any, Literal, overload
 
 import torch
@@ -11,14 +13,29 @@ from fastsal.algorithm import Rule, sensible_adversaries
 from fastsal.checks import FLOATS
 from fastsal.facts import Facts
 from fastsal.judge import Judge, check_range, loss_of
-from fastsal.live import AttackInfo, LiveRows
-from fastsal.model_view import RandomState, attacked, warn_of_probabilities
+from fastsal.levers import Levers, levers_of
+from fastsal.live import AttackInfo, Buckets, Counts, Exact, LiveRows, Sizing, WholeBatch
+from fastsal.model_view import RandomState, warn_of_probabilities
+from fastsal.normalize import Normalize
 from fastsal.operators import memory_format
-from fastsal.threat import Bound, Threat, attack_norm, cut_of, largest_radius, norm_name, number_or_tensor, seed_of
+from fastsal.precision import precision_of
+from fastsal.steps import AutoPGD, Fixed, Momentum, StepRule
+from fastsal.threat import (
+    Bound,
+    Threat,
+    cut_of,
+    largest_radius,
+    norm_name,
+    norm_order,
+    number_or_tensor,
+    seed_of,
+    topk_of,
+)
+from fastsal.view import ChannelsLastRefused, View, viewed, wants_contiguous
 
 
 class Attack:
-    """The engine behind :class:`SENSE` and :class:`PGD`; its arguments are documented there."""
+    """The engine behind :class:`SENSE`, :class:`PGD` and their kin; its arguments are documented there."""
 
     def __init__(
         self,
@@ -35,32 +52,59 @@ class Attack:
         ignored: str = "clean",
         decide_at: str = "start",
         truncate: bool = True,
+        momentum: float = 0.0,
+        tau: int | None = None,
+        step_rule: str = "fixed",
+        rho: float = 0.75,
+        l1_sparsity: float = 0.05,
         clip_min: Bound = 0.0,
         clip_max: Bound = 1.0,
+        normalize: tuple[Any, Any] | None = None,
+        precision: str = "auto",
+        fast: bool | Levers = True,
         check_inputs: bool = True,
     ) -> None:
         for name, value, allowed in (
             ("ignored", ignored, ("clean", "start")),
             ("decide_at", decide_at, ("start", "clean")),
+            ("step_rule", step_rule, ("fixed", "apgd")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"steps: expected an integer >= 0, got {steps!r}")
+        _whole("steps", steps)
+        if tau is not None:
+            _whole("tau", tau)
+        for name, number, most in (("momentum", momentum, math.inf), ("rho", rho, 1.0)):
+            if isinstance(number, bool) or not isinstance(number, numbers.Real) or not 0 <= number <= most:
+                raise ValueError(f"{name}: expected a number in [0, {most:g}], got {number!r}")
         if targeted and c is not None:
             raise ValueError(f"c: expected None when targeted=True (the cut is on the true class), got {c!r}")
+        if c is not None and (tau is not None or step_rule == "apgd"):
+            other = "tau" if tau is not None else "step_rule='apgd'"
+            raise ValueError(f"c: expected None with {other}, which has its own rule of where a row ends, got {c!r}")
+        if step_rule == "apgd" and (momentum or tau is not None):
+            name, given = ("momentum", momentum) if momentum else ("tau", tau)
+            raise ValueError(f"{name}: expected none with step_rule='apgd', got {given!r}")
+        if loss == "kl" and not random_start:
+            raise ValueError("random_start: expected True with loss='kl', whose gradient at x is zero, got False")
         self.model = model
         self.eps = eps
         self.alpha = alpha
         self.c = c
-        self.norm = norm_name(attack_norm(norm))
-        self.loss = loss
+        self.norm = norm_name(norm_order(norm))
+        self.loss = loss_of(loss)  # refused here rather than at the first batch
         self.targeted = targeted
+        self.momentum, self.step_rule, self.rho = float(momentum), step_rule, float(rho)
+        self.l1_sparsity = l1_sparsity
         self.clip_min, self.clip_max = clip_min, clip_max
+        self.normalize = None if normalize is None else Normalize.of(normalize)
+        self.precision = precision_of(precision)
+        self.levers = levers_of(fast)
+        self.fast = fast is not False
         self.check_inputs = check_inputs
-        self.rule = Rule(steps, random_start, ignored, decide_at, truncate)
-        loss_of(loss)  # refused here rather than at the first batch
+        self.rule = Rule(steps, random_start, ignored, decide_at, truncate, tau)
         cut_of(c)
+        topk_of(l1_sparsity, 1)
 
     @property
     def steps(self) -> int:
@@ -136,7 +180,8 @@ class Attack:
                 live.finish(x.clone())
             else:
                 live = self._run(threat, x, y, labels, key, sample_ids)
-            return (live.result, live.info()) if return_info else live.result
+            result = live.result.contiguous(memory_format=memory_format(x))
+            return (result, live.info()) if return_info else result
 
     perturb = __call__
 
@@ -146,7 +191,15 @@ class Attack:
             number_or_tensor("eps", self.eps)
             alpha = self.eps * (1.875 / max(self.steps, 1))
         return Threat.around(
-            x, self.norm, self.eps, alpha, self.clip_min, self.clip_max, descend=self.targeted, facts=facts
+            x,
+            self.norm,
+            self.eps,
+            alpha,
+            self.clip_min,
+            self.clip_max,
+            descend=self.targeted,
+            l1_sparsity=self.l1_sparsity,
+            facts=facts,
         )
 
     def _run(
@@ -158,29 +211,72 @@ class Attack:
         seed: Tensor,
         sample_ids: Tensor | None,
     ) -> LiveRows:
-        with attacked(self.model, x) as logits:
-            predicting = y is None
-            if y is None:
-                y = logits(x.clone()).argmax(dim=1)  # a clone: a model may edit its input in place
-            name, other = loss_of(self.loss)
-            cut = None if self.c is None else cut_of(self.c)
+        precision = self.precision if self.fast or self.precision != "auto" else "fp32"
+        arguments = (threat, x, y, labels, seed, sample_ids)
+        try:
+            with viewed(self.model, x, self.levers, precision, self.normalize) as view:
+                return self._run_on(view, *arguments)
+        except ChannelsLastRefused:
+            wants_contiguous(self.model)
+        with viewed(self.model, x, self.levers, precision, self.normalize) as view:
+            return self._run_on(view, *arguments)
 
-            def at_first_sight(z: Tensor) -> None:
-                check_range(labels, z.shape[1])
-                if self.check_inputs:
-                    warn_of_probabilities(self.model, z)
+    def _run_on(
+        self,
+        view: View,
+        threat: Threat,
+        x: Tensor,
+        y: Tensor | None,
+        labels: list[float],
+        seed: Tensor,
+        sample_ids: Tensor | None,
+    ) -> LiveRows:
+        def at_first_sight(z: Tensor) -> None:
+            check_range(labels, z.shape[1])
+            if self.check_inputs:
+                warn_of_probabilities(self.model, z)
 
-            judge = Judge(y, cut, name, other, at_first_sight)
+        x = x.contiguous(memory_format=view.format)
+        live = LiveRows(x, self.steps, self._sizing(x))
+        cut = None if self.c is None else cut_of(self.c)
+        clean = None
+        if y is None or self.loss == "kl" or (cut is not None and self.rule.decides_at_clean):
+            clean = view.forward(x.clone(), gradient=False)[1]  # a clone: a model may edit its input in place
+            live.forwarded(len(x), iterate=False)
+        if y is None:
+            assert clean is not None
+            y = clean.argmax(dim=1)
+        move = self._step_rule(threat, x)
+        watched = move.watches or self.rule.tau is not None
+        judge = Judge(y, cut, self.loss, clean, watched, at_first_sight)
 
-            def noise(ids: Tensor | None) -> Tensor:
-                if self.rule.random_start:
-                    return threat.start(x, seed, sample_ids, ids)
-                return x.clone() if ids is None else x[ids]
+        def noise(ids: Tensor | None) -> Tensor:
+            if self.rule.random_start:
+                return threat.start(x, seed, sample_ids, ids)
+            return x.clone() if ids is None else x[ids]
 
-            live = sensible_adversaries(logits, judge, threat, x, noise, self.rule)
-            live.right = judge.right_at_first
-            live.row_forwards += len(x) if predicting else 0
-            return live
+        sensible_adversaries(view, judge, move, live, x, noise, self.rule)
+        live.right = judge.right_at_first
+        return live
+
+    def _sizing(self, x: Tensor) -> Sizing:
+        """How the batch shrinks."""
+        chosen = self.levers.live_rows
+        if chosen == "auto":
+            chosen = "exact" if x.device.type == "cpu" else "buckets"
+        if chosen == "exact":
+            return Exact()
+        return WholeBatch(len(x)) if chosen == "off" else Buckets(len(x), Counts())
+
+    def _step_rule(self, threat: Threat, x: Tensor) -> StepRule:
+        if self.step_rule == "apgd":
+            return AutoPGD(threat, x, self.steps, self.targeted, self.rho)
+        return Momentum(threat, x, self.momentum) if self.momentum else Fixed(threat, x)
+
+
+def _whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name}: expected an integer >= 0, got {value!r}")
 
 
 class SENSE(Attack):

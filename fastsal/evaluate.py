@@ -19,7 +19,7 @@ from fastsal.attack import PGD, Attack, _check_batch
 from fastsal.judge import TargetedMargin, check_range
 from fastsal.model_view import RandomState, attacked
 from fastsal.progress import bar
-from fastsal.threat import Bound, Threat, attack_norm, norm_name
+from fastsal.threat import Bound, Threat, norm_name, norm_order
 from fastsal.version import __version__
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -130,7 +130,7 @@ def evaluate(
         ValueError, TypeError: an argument or a batch out of the contract, naming it; a loader without rows.
     """
     check_amount("eps", eps)
-    norm = norm_name(attack_norm(norm))
+    norm = norm_name(norm_order(norm))
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise ValueError(f"seed: expected an integer in [0, 2**62), got {seed!r}")
     attacks = _attacks(eps, steps, margin_steps, margin_classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -45,22 +46,99 @@ class AttackInfo:
         return [count / max(len(self.stop_step), 1) for count in self.stepped]
 
 
+BUCKETS = (1.0, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8)  # shares of a batch
+
+
+class Counts:
+    """The numbers of live rows, as they arrive on the host without anyone waiting for the device.
+
+    Tests put recorded numbers in its place.
+    """
+
+    def __init__(self) -> None:
+        self._arriving: list[tuple[Tensor, torch.cuda.Event | None]] = []
+
+    def push(self, live: Tensor) -> None:
+        """The number (1,) that step 0, 1, ... has left alive, on its device."""
+        if live.device.type != "cuda":
+            self._arriving.append((live, None))
+            return
+        on_host = torch.empty(1, dtype=live.dtype, pin_memory=True)
+        on_host.copy_(live, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._arriving.append((on_host, arrived))
+
+    def wait(self, step: int) -> int:
+        """The number after `step`; the one wait of the host."""
+        number, arrived = self._arriving[step]
+        if arrived is not None:
+            arrived.synchronize()
+        return int(number)
+
+
+class Exact:
+    """The batch holds the live rows and no others. The host waits for their number at every step."""
+
+    pads = False
+
+    def __call__(self, live: Tensor) -> int:
+        return int(live)
+
+
+class WholeBatch:
+    """The batch keeps its size for as long as any row is live."""
+
+    pads = True
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def __call__(self, live: Tensor) -> int:
+        return self.samples if int(live) else 0
+
+
+class Buckets:
+    """The batch has one of six sizes, by a number of live rows that is one step older than the newest.
+
+    Counts never grow, so that an old one is a safe upper bound, and the device has work queued while the host waits.
+    """
+
+    pads = True
+
+    def __init__(self, samples: int, counts: Counts) -> None:
+        self.sizes = sorted({max(1, math.ceil(share * samples)) for share in BUCKETS})
+        self.counts, self.pushed = counts, 0
+
+    def __call__(self, live: Tensor) -> int:
+        self.counts.push(live)
+        self.pushed += 1
+        if self.pushed < 2:
+            return self.sizes[-1]
+        most = self.counts.wait(self.pushed - 2)
+        return next((size for size in self.sizes if size >= most), self.sizes[-1]) if most else 0
+
+
+Sizing = Exact | WholeBatch | Buckets
+
+
 @dataclass
 class LiveRows:
     """The live rows of one attack, as index vectors that the operators take; None stands for 0, 1, 2, ...
 
-    ``ids``: the sample of each live row. ``rows``: its slot in the batch of the last forward, from which the next
-    step gathers. ``origin``: the slot, one batch before, of each row of the batch at hand, to which a crossed row
-    goes back.
+    ``ids``: the sample of each live row, -1 for padding. ``rows``: its slot in the batch of the last forward, from
+    which the next step gathers. ``origin``: the slot, one batch before, of each row of the batch at hand, to which a
+    crossed row goes back. ``count``: rows of the next batch, padding included.
     """
 
     x: Tensor
     steps: int
+    sizing: Sizing = field(default_factory=Exact)
     rows: Tensor | None = None
     ids: Tensor | None = None
     origin: Tensor | None = None
-    live: list[int] = field(default_factory=list)
-    stepped: list[int] = field(default_factory=list)
+    live: list[int | Tensor] = field(default_factory=list)
+    stepped: list[int | Tensor] = field(default_factory=list)
     row_forwards: int = 0
     row_backwards: int = 0
     right: Tensor | None = None
@@ -70,6 +148,8 @@ class LiveRows:
         self.count = samples
         self.result = empty_rows(self.x, samples)
         self.stop = torch.full((samples,), self.steps, dtype=torch.int64, device=self.x.device)
+        self._alive: int | Tensor = samples
+        self._rooms: list[Tensor] = []
         self._attacked: Tensor | None = None
         self._nonfinite: list[tuple[Tensor | None, Tensor]] = []
 
@@ -85,10 +165,16 @@ class LiveRows:
         rows, ids, live = _retire(
             previous, current, right, over, self.origin, self.ids, self.result, self.stop, step, last
         )
-        self.count = int(live)  # the one wait of a step
+        self.count = 0 if last else self.sizing(live)
         self.rows, self.ids = rows[: self.count], ids[: self.count]
+        self._alive = live if self.sizing.pads else self.count
         if right is not None:
             self._attacked = self.ids
+
+    def leave_here(self, current: Tensor, leaving: Tensor, step: int) -> None:
+        """Rows leave with their `current` point, x_step, where :meth:`retire` gives them the one before."""
+        self.origin = None
+        self.retire(current, current, None, leaving, step + 1)
 
     def compacted(self) -> None:
         """The batch at hand now holds the live rows only, in order."""
@@ -102,33 +188,48 @@ class LiveRows:
             self.origin = None
             self.retire(current, current, None, None, self.steps, last=True)
 
+    def room(self, step: int) -> Tensor | None:
+        """Where the next points go; None: into memory of their own.
+
+        A padded batch starts from zeros, since padding is never written. On an accelerator, where filling it would be
+        a launch, two rooms take turns.
+        """
+        if not self.sizing.pads or self.ids is None:
+            return None
+        if self.x.device.type == "cpu":
+            return empty_rows(self.x, self.count).zero_()
+        if not self._rooms:
+            self._rooms = [empty_rows(self.x, self.count).zero_() for _ in range(2)]
+        return self._rooms[step % 2][: self.count]
+
     def forwarded(self, rows: int, iterate: bool = True) -> None:
         self.row_forwards += rows
         if iterate:
-            self.live.append(rows)
+            self.live.append(self._alive)
 
     def backwarded(self, rows: int, nonfinite: Tensor) -> None:
         self.row_backwards += rows
-        self.stepped.append(self.count)
+        self.stepped.append(self._alive)
         self._nonfinite.append((self.ids, nonfinite))
 
     def info(self) -> AttackInfo:
         samples = self.x.shape[0]
         nonfinite = torch.zeros(samples, dtype=torch.bool, device=self.x.device)
         for ids, flags in self._nonfinite:
-            nonfinite[flags if ids is None else ids[flags]] = True
+            nonfinite[flags if ids is None else ids[flags & (ids >= 0)]] = True
         ignored = torch.zeros_like(nonfinite)
         if self._attacked is not None:
             ignored[:] = True
-            ignored[self._attacked] = False
+            ignored[self._attacked[self._attacked >= 0]] = False
+        stepped = [int(count) for count in self.stepped if int(count)]
         return AttackInfo(
             steps=self.steps,
             stop_step=self.stop,
             right=self.right,
             ignored=ignored,
             nonfinite=nonfinite,
-            live=self.live,
-            stepped=self.stepped + [0] * (self.steps - len(self.stepped)),
+            live=[int(count) for count in self.live if int(count)],
+            stepped=stepped + [0] * (self.steps - len(stepped)),
             row_forwards=self.row_forwards,
             row_backwards=self.row_backwards,
         )

@@ -7,15 +7,17 @@ Nothing of the user's model may differ after an attack, however the attack ends:
 from __future__ import annotations
 
 import functools
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import MethodType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fastsal import said
 
 _outputs_known: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -61,7 +63,7 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
-def _module_of(model: Any) -> nn.Module | None:
+def module_of(model: Any) -> nn.Module | None:
     """The module behind a callable: itself, the owner of a bound method, or what a functools.partial calls."""
     while isinstance(model, functools.partial):
         model = model.func
@@ -70,14 +72,24 @@ def _module_of(model: Any) -> nn.Module | None:
     return model if isinstance(model, nn.Module) else None
 
 
-@contextmanager
-def attacked(model: Any, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
-    """A function from inputs like x to logits, for as long as the context lasts.
+@dataclass(frozen=True)
+class Frozen:
+    """A model in eval mode with frozen parameters, for as long as a context lasts.
 
-    Flags are set attribute by attribute: an overridden ``train()`` is the user's code and has no business here.
+    ``inner`` is what is called, ``module`` the module behind it, if there is one. ``cast``: the dtype that a 16-bit
+    model wants its input in.
     """
+
+    inner: Any
+    module: nn.Module | None
+    cast: torch.dtype | None
+
+
+@contextmanager
+def frozen(model: Any, x: Tensor) -> Iterator[Frozen]:
+    """Flags are set attribute by attribute: an overridden ``train()`` is the user's code and has no business here."""
     inner = unwrapped(model)
-    module = _module_of(inner)
+    module = module_of(inner)
     modules = [] if module is None else list(module.modules())
     parameters = [] if module is None else list(module.parameters())
     cast = _check_model(inner, parameters, x)
@@ -91,7 +103,14 @@ def attacked(model: Any, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
             put_back.callback(setattr, part, "training", part.training)
             if part.training:
                 part.training = False
-        yield lambda z: _logits(inner(z if cast is None else z.to(cast)), z.shape[0])
+        yield Frozen(inner, module, cast)
+
+
+@contextmanager
+def attacked(model: Any, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A function from inputs like x to logits, for as long as the context lasts."""
+    with frozen(model, x) as found:
+        yield lambda z: checked_logits(found.inner(z if found.cast is None else z.to(found.cast)), z.shape[0])
 
 
 def _put_back_parameter(parameter: nn.Parameter, requires_grad: bool, grad: Tensor | None) -> None:
@@ -163,7 +182,7 @@ def _check_model(model: Any, parameters: list[nn.Parameter], x: Tensor) -> torch
     return None
 
 
-def _logits(output: Any, rows: int) -> Tensor:
+def checked_logits(output: Any, rows: int) -> Tensor:
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
         raise TypeError(
@@ -195,10 +214,9 @@ def warn_of_probabilities(model: Any, logits: Tensor) -> None:
     least, farthest = torch.stack((scores.amin(), apart.amax())).tolist()
     likely = least >= 0 and farthest < 1e-3
     if likely:
-        warnings.warn(
+        said.warn(
             "model: expected logits, got rows that are >= 0 and sum to 1, like probabilities. An attack on "
-            "probabilities is weaker than it looks: return the layer before the softmax",
-            stacklevel=8,
+            "probabilities is weaker than it looks: return the layer before the softmax"
         )
     if inner is not None and (likely or least < 0):
         _outputs_known.add(inner)

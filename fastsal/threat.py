@@ -15,6 +15,7 @@ from fastsal.facts import Check, Facts
 
 _random_start = torch.ops.fastsal.random_start.default
 _pgd_step = torch.ops.fastsal.pgd_step.default
+_pgd_step_out = torch.ops.fastsal.pgd_step.out
 
 Bound = float | Tensor | None
 BOX_TOLERANCE = 1e-6  # an input this far outside the box is clamped; further, it is an error
@@ -28,14 +29,6 @@ def norm_order(norm: object) -> float:
         p = float(norm)
     if p not in NORMS:
         raise ValueError(f"norm: expected 'Linf', 'L2', 'L1', inf, 2 or 1, got {norm!r}")
-    return p
-
-
-def attack_norm(norm: object) -> float:
-    """The order of a norm that attacks take; the operators know L1 too."""
-    p = norm_order(norm)
-    if p == 1.0:
-        raise NotImplementedError(f"norm: L1 attacks are not yet built, expected 'Linf' or 'L2', got {norm!r}")
     return p
 
 
@@ -200,13 +193,23 @@ class Threat:
         return x_0
 
     def step(
-        self, x: Tensor, x_k: Tensor, grad: Tensor, rows: Tensor | None = None, ids: Tensor | None = None
+        self,
+        x: Tensor,
+        x_k: Tensor,
+        grad: Tensor,
+        rows: Tensor | None = None,
+        ids: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x_{k+1} = project(x_k + alpha * direction(grad)), and which rows had a gradient that is not finite."""
-        following: tuple[Tensor, Tensor] = _pgd_step(
-            x, x_k, grad, self.eps, self.alpha, self.clip_min, self.clip_max, rows, ids, self.p, self.topk
-        )
-        return following
+        """x_{k+1} = project(x_k + alpha * direction(grad)), into `out` where given, and which rows had a gradient that
+        is not finite."""
+        operands = (x, x_k, grad, self.eps, self.alpha, self.clip_min, self.clip_max, rows, ids, self.p, self.topk)
+        if out is None:
+            following: tuple[Tensor, Tensor] = _pgd_step(*operands)
+            return following
+        nonfinite = torch.empty(len(out), dtype=torch.bool, device=out.device)
+        _pgd_step_out(*operands, next_out=out, nonfinite_out=nonfinite)
+        return out, nonfinite
 
     def inspect(self, x: Tensor, facts: Facts) -> list[float]:
         """Asks for the range of x: an x that is not finite, or more than 1e-6 outside the box, is an error.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastsal.evaluate import accuracy, check_amount, checked_pair, robust_accuracy
 from fastsal.methods import METHODS, Settings
 from fastsal.progress import bar
-from fastsal.threat import Bound, attack_norm, cut_of
+from fastsal.threat import Bound, cut_of, norm_order
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -220,7 +220,7 @@ def _check(
         check_amount("alpha", settings.alpha)
     check_amount("natural_weight", settings.natural_weight)
     cut_of(settings.c)
-    attack_norm(settings.norm)
+    norm_order(settings.norm)
     if scheduler is None:
         return
     if optimizer is None:

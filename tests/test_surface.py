@@ -478,20 +478,6 @@ def test_the_margin_loss_raises_the_margin(norm) -> None:
     assert (margin[1] > margin[0]).all()
 
 
-@pytest.mark.parametrize("loss", ["kl", "dlr", lambda z, y: z.sum()], ids=["kl", "dlr", "callable"])
-def test_a_loss_that_does_not_exist_yet_says_so(loss) -> None:
-    for make in (fastsal.SENSE, fastsal.PGD):
-        with pytest.raises(NotImplementedError, match="not yet"):
-            make(linear(), loss=loss)(*batch())
-
-
-@pytest.mark.parametrize("norm", ["L1", 1, 1.0])
-def test_a_norm_that_does_not_exist_yet_says_so(norm) -> None:
-    for make in (fastsal.SENSE, fastsal.PGD):
-        with pytest.raises(NotImplementedError, match="not yet"):
-            make(linear(), norm=norm)(*batch())
-
-
 # ------------------------------------------------------------------ seeds
 
 

@@ -1,0 +1,42 @@
+"""What makes an attack fast, each part with a switch of its own, and what became of it in a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LIVE_ROWS = ("auto", "exact", "buckets", "off")
+
+
+@dataclass(frozen=True)
+class Levers:
+    """The switches of ``SENSE(..., fast=Levers(...))``. ``fast=True`` is ``Levers()``, ``fast=False`` all off.
+
+    Attributes:
+        live_rows: "exact" runs the model on the live rows alone, and waits for their number at every step; "buckets"
+            on one of six batch sizes, from a number that is up to two steps old (no idle accelerator, shapes that
+            repeat); "off" on the whole batch; "auto" is "exact" on a CPU, "buckets" elsewhere and under compile.
+        channels_last: 4-D inputs and the weights of convolutions lie channels last, where the model takes that.
+        fold_batch_norm: batch norm that follows a convolution directly becomes part of its weights, anew at each call.
+    """
+
+    live_rows: str = "auto"
+    channels_last: bool = True
+    fold_batch_norm: bool = True
+
+    def __post_init__(self) -> None:
+        if self.live_rows not in LIVE_ROWS:
+            raise ValueError(f"live_rows: expected {', '.join(map(repr, LIVE_ROWS))}, got {self.live_rows!r}")
+        for name in ("channels_last", "fold_batch_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+
+
+OFF = Levers(live_rows="off", channels_last=False, fold_batch_norm=False)
+
+
+def levers_of(fast: object) -> Levers:
+    if isinstance(fast, Levers):
+        return fast
+    if isinstance(fast, bool):
+        return Levers() if fast else OFF
+    raise TypeError(f"fast: expected True, False or fastsal.Levers, got {fast!r}")

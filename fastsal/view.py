@@ -1,0 +1,244 @@
+"""The attack's own view of a model: frozen, in eval mode, unwrapped, in the precision and layout of the attack, with
+batch norm folded. Built for one call of an attack, and taken back when it ends."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsal import fold, said
+from fastsal.levers import Levers
+from fastsal.model_view import Frozen, checked_logits, frozen, module_of, unwrapped
+from fastsal.precision import bf16_pays
+
+CONVOLUTIONS_2D = (nn.Conv2d, nn.ConvTranspose2d)
+PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+VIEWED = "view size is not compatible"  # in what torch says of a .view that a layout forbids
+_wants_contiguous: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+class View:
+    """What an attack asks of a model: ``leaf``, ``logits`` and ``gradient``, in this order.
+
+    ``notes``: per lever, what is on, or why it is not. ``seconds``: time spent in forwards and backwards.
+    """
+
+    def __init__(
+        self, model: Frozen, x: Tensor, levers: Levers, precision: str, swaps: ExitStack, normalize: Any
+    ) -> None:
+        self._inner, self._module, self._swaps = model.inner, model.module, swaps
+        self._modules = [] if model.module is None else list(model.module.modules())
+        self._x, self._normalize = x, normalize
+        self._precision = precision
+        self.notes: dict[str, str] = {}
+        self.seconds = 0.0
+        self._flow: fold.Flow | None = None
+        self._pairs: list[fold.Pair] | None = None
+        self._originals: dict[tuple[nn.Module, str], Tensor | None] = {}
+        opaque = _opaque(model.module)
+        self.dtype = model.cast
+        self._autocast = self._chosen_precision(precision, opaque)
+        self.format = self._chosen_format(levers, opaque)
+        self._swap_weights()
+        self._prepare_folding(levers, opaque)
+        self._forwards = 0
+
+    # ----------------------------------------------------------------------------------------- choices
+
+    def _chosen_precision(self, precision: str, opaque: str | None) -> bool:
+        """Whether the model runs under autocast to bf16; ``dtype`` is then bf16 too."""
+        device, why = self._x.device.type, ""
+        if self.dtype is not None:
+            why = f"{_short(self.dtype)}, that of the model"
+        elif self._x.dtype == torch.float64:
+            why = "fp64, that of x"
+        elif precision == "fp32":
+            why = "fp32, as asked for"
+        elif precision == "auto" and _inside_autocast(device):
+            why = "that of the autocast around the call"
+        elif precision == "auto" and opaque is not None:
+            why = f"fp32: {opaque}"
+        if why:
+            self.notes["precision"] = why
+            return False
+        pays, reason = bf16_pays(device) if precision == "auto" else (True, "as asked for")
+        self.notes["precision"] = f"{'bf16' if pays else 'fp32'}: {reason}"
+        self.dtype = torch.bfloat16 if pays else None
+        return pays
+
+    def _chosen_format(self, levers: Levers, opaque: str | None) -> torch.memory_format:
+        """In which format the points of the attack lie."""
+        plain, last = torch.contiguous_format, torch.channels_last
+        own = last if self._x.dim() == 4 and not self._x.is_contiguous() else plain
+        if not levers.channels_last:
+            note = "off"
+        elif self._x.dim() != 4:
+            note = f"off: x has {self._x.dim()} dimensions"
+        elif opaque is not None:
+            note = f"off: {opaque}"
+        elif not any(type(part) in CONVOLUTIONS_2D for part in self._modules):
+            note = "off: no 2-D convolution"
+        elif self._module in _wants_contiguous:
+            note = "off: the model views a tensor as another shape"
+        else:
+            self.notes["channels_last"] = "on"
+            return last
+        self.notes["channels_last"] = note
+        return own
+
+    def _prepare_folding(self, levers: Levers, opaque: str | None) -> None:
+        why = "off" if not levers.fold_batch_norm else None
+        why = why or (None if opaque is None else f"off: {opaque}")
+        reason = None if why else fold.foldable(self._modules)
+        why = why or (None if reason is None else f"off: {reason}")
+        if why is not None or self._module is None:
+            self.notes["fold_batch_norm"] = why or "off: not a module"
+            return
+        pairs = fold.known_pairs(self._module, self._modules)
+        if pairs is None:
+            self._flow = fold.Flow(self._modules)
+            self.notes["fold_batch_norm"] = "off: no forward with gradients was made"
+        else:
+            self._fold(pairs)
+
+    # ----------------------------------------------------------------------------------------- weights
+
+    def _swap(self, part: nn.Module, name: str, value: Tensor) -> None:
+        """Another tensor for a parameter, until the attack ends. Its place among the parameters stays."""
+        self._originals.setdefault((part, name), part._parameters[name])
+        self._swaps.callback(part._parameters.__setitem__, name, part._parameters[name])
+        part._parameters[name] = nn.Parameter(value, requires_grad=False)
+
+    def _original(self, part: nn.Module, name: str) -> Tensor | None:
+        return self._originals.get((part, name), part._parameters[name])
+
+    def _as_laid_out(self, part: nn.Module, weight: Tensor) -> Tensor:
+        """A weight in the precision and the layout of the attack."""
+        dtype = torch.bfloat16 if self._autocast and weight.dtype == torch.float32 else weight.dtype
+        last = self.notes["channels_last"] == "on" and type(part) in CONVOLUTIONS_2D
+        return weight.detach().to(dtype, memory_format=torch.channels_last if last else torch.preserve_format)
+
+    def _swap_weights(self) -> None:
+        for part in self._modules:
+            if type(part) not in PRODUCTS:
+                continue
+            for name in ("weight", "bias"):
+                value = part._parameters.get(name)  # a parametrized weight is not there, and stays
+                if value is None:
+                    continue
+                laid_out = self._as_laid_out(part, value) if name == "weight" else self._in_precision(value)
+                if laid_out is not value and (laid_out.dtype, laid_out.stride()) != (value.dtype, value.stride()):
+                    self._swap(part, name, laid_out)
+
+    def _in_precision(self, value: Tensor) -> Tensor:
+        return value.detach().to(torch.bfloat16) if self._autocast and value.dtype == torch.float32 else value
+
+    def _fold(self, pairs: list[fold.Pair]) -> None:
+        for convolution, norm in pairs:
+            weight = self._original(convolution, "weight")
+            assert weight is not None
+            weight, bias = fold.folded(weight, self._original(convolution, "bias"), norm)
+            self._swap(convolution, "weight", self._as_laid_out(convolution, weight))
+            self._swap(convolution, "bias", self._in_precision(bias))
+            self._swaps.callback(norm.__dict__.pop, "forward")
+            norm.__dict__["forward"] = _as_it_is
+        self.notes["fold_batch_norm"] = f"on: {len(pairs)} folded" if pairs else "off: none follows a convolution"
+
+    # ------------------------------------------------------------------------------------------- calls
+
+    def forward(self, x_k: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+        """The points as the model takes them, and their logits; a gradient is one with respect to the first."""
+        begin = time.perf_counter()
+        self._settle()
+        leaf = x_k.detach() if self.dtype is None else x_k.detach().to(self.dtype)
+        leaf.requires_grad_(gradient)
+        watch = self._flow if gradient and self._flow is not None else nullcontext()
+        with torch.set_grad_enabled(gradient), self._context(), watch:
+            try:
+                output = self._inner(leaf if self._normalize is None else self._normalize(leaf))
+            except RuntimeError as error:
+                if self._forwards or self.notes["channels_last"] != "on" or VIEWED not in str(error):
+                    raise
+                raise ChannelsLastRefused from error
+            z = checked_logits(output, len(x_k))
+        if watch is self._flow and self._flow is not None:
+            self._pairs = self._flow.pairs(z)
+            self._flow = None
+        self._forwards += 1
+        self.seconds += time.perf_counter() - begin
+        return leaf, z
+
+    def gradient(self, z: Tensor, leaf: Tensor, ascent: Tensor) -> Tensor:
+        begin = time.perf_counter()
+        with self._context():
+            (gradient,) = torch.autograd.grad(z, leaf, ascent)
+        self.seconds += time.perf_counter() - begin
+        return gradient
+
+    def _context(self) -> AbstractContextManager[Any]:
+        device = self._x.device.type
+        if self._autocast:
+            return torch.autocast(device, torch.bfloat16, cache_enabled=False)
+        if self._precision == "fp32" and _inside_autocast(device):
+            return torch.autocast(device, enabled=False)
+        return nullcontext()
+
+    def _settle(self) -> None:
+        """Folds what the last forward has shown. Not before its backward is over: that may run parts of it again."""
+        pairs, self._pairs = self._pairs, None
+        if pairs is not None and self._module is not None:
+            fold.remember_pairs(self._module, self._modules, pairs)
+            self._fold(pairs)
+
+
+class ChannelsLastRefused(RuntimeError):
+    """The model views a tensor as another shape, which needs a contiguous one."""
+
+
+def wants_contiguous(model: Any) -> None:
+    """Remembers that this model cannot take channels_last, and says so once."""
+    module = module_of(unwrapped(model))
+    if module is not None and module not in _wants_contiguous:
+        _wants_contiguous.add(module)
+        said.warn(
+            f"model: {type(module).__name__} calls .view on a tensor, so that its images stay contiguous instead of "
+            "channels_last, which is faster; .flatten or .reshape takes both",
+            said.FallbackWarning,
+        )
+
+
+@contextmanager
+def viewed(model: Any, x: Tensor, levers: Levers, precision: str, normalize: Any = None) -> Iterator[View]:
+    """The view of a model for one attack on inputs like x; leaving puts everything back, whatever happened."""
+    with frozen(model, x) as inner, ExitStack() as swaps:
+        yield View(inner, x, levers, precision, swaps, normalize)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _inside_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, str(dtype))
+
+
+def _opaque(module: nn.Module | None) -> str | None:
+    """Why nothing inside a model may be exchanged, or None."""
+    if module is None:
+        return "the model is not a module"
+    for part in module.modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            return "the model is compiled by TorchScript"
+        if type(part).__name__ == "OptimizedModule":  # importing its class would import the compiler
+            return "the model is compiled already; compile=True does that to the model of the attack"
+    return None

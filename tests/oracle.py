@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,22 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return logits.masked_fill(true, -math.inf).amax(1) - logits[true]
 
 
-LOSSES = {"ce": cross_entropy, "margin": margin}
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Croce & Hein 2020, equation 6."""
+    z = logits.sort(dim=1, descending=True).values
+    return margin(logits, y) / (z[:, 0] - z[:, 2] + 1e-12)
+
+
+def kl_from(clean: Tensor) -> Any:
+    """KL(clean || adversarial), for the whole batch in order: TRADES."""
+
+    def kl(logits: Tensor, y: Tensor) -> Tensor:
+        return (clean.softmax(1) * (clean.log_softmax(1) - logits.log_softmax(1))).sum(1)
+
+    return kl
+
+
+LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 
 def right(logits: Tensor, y: Tensor) -> Tensor:
@@ -94,6 +110,8 @@ def step(x: Tensor, x_k: Tensor, g: Tensor, eps, alpha, norm: str, low, high) ->
     if norm == "Linf":
         z = x_k + alpha * g.sign()
         z = torch.minimum(torch.maximum(z, x - eps), x + eps)
+    elif norm == "L1":
+        return into_l1_ball_and_box(x, x_k + alpha * sparse(g), eps, low, high)
     else:
         size = length(g)
         delta = x_k + alpha * torch.where(size > 0, g / size, 0.0) - x
@@ -101,9 +119,35 @@ def step(x: Tensor, x_k: Tensor, g: Tensor, eps, alpha, norm: str, low, high) ->
     return into_box(z, low, high)
 
 
-def gradient(model, x: Tensor, y: Tensor, loss: str) -> Tensor:
+def sparse(g: Tensor, share: float = 0.05) -> Tensor:
+    """Signs of the largest 5 % of each row, by magnitude, over their number."""
+    flat = g.flatten(1)
+    first = flat.abs().argsort(dim=1, descending=True, stable=True)[:, : math.ceil(share * flat.shape[1])]
+    signs = torch.zeros_like(flat).scatter_(1, first, flat.gather(1, first).sign())
+    return (signs / signs.abs().sum(1, keepdim=True).clamp(min=1)).reshape(g.shape)
+
+
+def into_l1_ball_and_box(x: Tensor, z: Tensor, eps: Tensor, low, high) -> Tensor:
+    """The nearest point of both: |z - x| shrunk by one number per row, then cut at the box; the number by bisection."""
+    size = (z - x).abs()
+    room = (into_box(x + 2 * (z - x).sign() * size.amax().clamp(min=1), low, high) - x).abs()
+
+    def kept(shrink: Tensor) -> Tensor:
+        return torch.minimum((size - rowwise(shrink, x)).clamp(min=0), room)
+
+    least, most = torch.zeros(len(x), dtype=x.dtype), size.flatten(1).amax(1)
+    radius = eps.reshape(-1) if eps.dim() else eps
+    inside = kept(least).flatten(1).sum(1) <= radius
+    for _ in range(200):
+        middle = (least + most) / 2
+        small = kept(middle).flatten(1).sum(1) <= radius
+        least, most = torch.where(small, least, middle), torch.where(small, middle, most)
+    return x + (z - x).sign() * kept(torch.where(inside, 0.0, most))
+
+
+def gradient(model, x: Tensor, y: Tensor, loss: Any) -> Tensor:
     x = x.detach().requires_grad_()
-    return torch.autograd.grad(LOSSES[loss](model(x), y).sum(), x)[0]
+    return torch.autograd.grad(LOSSES.get(loss, loss)(model(x), y).sum(), x)[0]
 
 
 def attack(
@@ -117,7 +161,7 @@ def attack(
     steps: int,
     c: float | None,
     norm: str = "Linf",
-    loss: str = "ce",
+    loss: Any = "ce",
     targeted: bool = False,
     ignored: str = "clean",
     decide_at: str = "start",

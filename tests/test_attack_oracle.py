@@ -123,9 +123,51 @@ def test_the_rows_stop_all_over_the_place(request, name, norm) -> None:
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("c", [None, 0.1, 0.5])
-def test_the_margin_loss_agrees_with_the_oracle(mlp, c, norm) -> None:
-    """The margin is ascended, the cut is still tested on cross-entropy."""
-    agree(*both(mlp.model, mlp.x, mlp.y, MLP_EPS[norm], loss="margin", c=c, norm=norm), c)
+@pytest.mark.parametrize("loss", ["margin", "dlr"])
+def test_other_losses_agree_with_the_oracle(mlp, loss, c, norm) -> None:
+    """Another loss is ascended, the cut is still tested on cross-entropy."""
+    agree(*both(mlp.model, mlp.x, mlp.y, MLP_EPS[norm], loss=loss, c=c, norm=norm), c)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("c", [None, 0.5])
+@pytest.mark.parametrize("decide_at", ["start", "clean"])
+def test_kl_agrees_with_the_oracle(mlp, decide_at, c, norm) -> None:
+    """TRADES (c=None) and SENSE-TRADES: from the clean logits, by whichever rows are left."""
+    how = dict(eps=MLP_EPS[norm], steps=STEPS, c=c, norm=norm, decide_at=decide_at)
+    x_adv, info = fastsal.perturb(mlp.model, mlp.x, mlp.y, loss="kl", seed=SEED, return_info=True, **how)
+    with torch.no_grad():
+        loss = oracle.kl_from(mlp.model(mlp.x))
+    x_0 = start(mlp.x, how["eps"], norm, True)
+    expected = oracle.attack(mlp.model, mlp.x, mlp.y, x_0, loss=loss, alpha=1.875 * how["eps"] / STEPS, **how)
+    agree(x_adv, info, expected, c)
+    assert info.row_forwards == sum(info.live) + len(mlp.x)  # the clean forward is made once
+
+
+@pytest.mark.parametrize("c", [None, 0.5])
+def test_a_callable_agrees_with_the_loss_that_it_states(mlp, c) -> None:
+    how = dict(eps=MLP_EPS["Linf"], steps=STEPS, c=c, seed=SEED, return_info=True)
+    mine, info = fastsal.perturb(mlp.model, mlp.x, mlp.y, loss=oracle.margin, **how)
+    theirs, expected = fastsal.perturb(mlp.model, mlp.x, mlp.y, loss="margin", **how)
+    assert torch.equal(info.stop_step, expected.stop_step)
+    assert ((mine - theirs).abs() > 1e-9).double().mean() <= 1e-4
+
+
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+@pytest.mark.parametrize("c", [None, 0.1, 0.5])
+def test_l1_agrees_with_the_oracle(mlp, c, loss) -> None:
+    x_adv, info, expected = both(mlp.model, mlp.x, mlp.y, 6.0, loss=loss, c=c, norm="L1")
+    agree(x_adv, info, expected, c)
+    assert (x_adv - mlp.x).abs().flatten(1).sum(1).max() > 5  # and it went somewhere
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_targeted_attacks_agree_with_the_oracle_whatever_the_loss(mlp, norm, loss) -> None:
+    target = (mlp.y + 1) % 10
+    eps = {**MLP_EPS, "L1": 6.0}[norm]
+    x_adv, info, expected = both(mlp.model, mlp.x, target, eps, loss=loss, c=None, norm=norm, targeted=True)
+    agree(x_adv, info, expected, None)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import time
 from typing import Any, Literal, overload
 
 import torch
@@ -32,6 +33,8 @@ from fastsal.threat import (
     topk_of,
 )
 from fastsal.view import ChannelsLastRefused, View, viewed, wants_contiguous
+
+Ran = tuple[LiveRows, dict[str, str], dict[str, float]]  # with notes on the levers, and seconds
 
 
 class Attack:
@@ -161,6 +164,7 @@ class Attack:
         Raises:
             ValueError, TypeError: an argument out of the contract, naming it. Nothing has changed then.
         """
+        begin = time.perf_counter()
         _check_batch(x, y, sample_ids, self.targeted)
         with torch.inference_mode(False), torch.no_grad(), RandomState(x.device, generator) as random_state:
             x = x.detach()
@@ -176,12 +180,14 @@ class Attack:
             key = seed_of(seed, generator, x.device)
             random_state.keep()
             if len(x) == 0 or self.steps == 0 or largest == [0.0]:
-                live = LiveRows(x, 0)
+                live, levers, seconds = LiveRows(x, 0), {}, {"model": 0.0}
                 live.finish(x.clone())
             else:
-                live = self._run(threat, x, y, labels, key, sample_ids)
+                live, levers, seconds = self._run(threat, x, y, labels, key, sample_ids)
             result = live.result.contiguous(memory_format=memory_format(x))
-            return (result, live.info()) if return_info else result
+            if not return_info:
+                return result
+            return result, live.info(levers, {"all": time.perf_counter() - begin, **seconds})
 
     perturb = __call__
 
@@ -210,7 +216,7 @@ class Attack:
         labels: list[float],
         seed: Tensor,
         sample_ids: Tensor | None,
-    ) -> LiveRows:
+    ) -> Ran:
         precision = self.precision if self.fast or self.precision != "auto" else "fp32"
         arguments = (threat, x, y, labels, seed, sample_ids)
         try:
@@ -230,7 +236,7 @@ class Attack:
         labels: list[float],
         seed: Tensor,
         sample_ids: Tensor | None,
-    ) -> LiveRows:
+    ) -> Ran:
         def at_first_sight(z: Tensor) -> None:
             check_range(labels, z.shape[1])
             if self.check_inputs:
@@ -257,7 +263,7 @@ class Attack:
 
         sensible_adversaries(view, judge, move, live, x, noise, self.rule)
         live.right = judge.right_at_first
-        return live
+        return live, {**view.notes, "live_rows": live.sizing.note}, {"model": view.seconds}
 
     def _sizing(self, x: Tensor) -> Sizing:
         """How the batch shrinks."""

@@ -20,14 +20,19 @@ class AttackInfo:
     Attributes:
         steps: K, the number of steps asked for.
         stop_step: (N,) int64, k of the returned iterate x_k; -1 for a row that never left x (or x_0, when ignored
-            rows return their start).
+            rows return their start). APGD returns the best of K + 1 iterates and says K.
         right: (N,) bool, rows that the model got right at first sight (x_0, or x with decide_at="clean"); None where
             nothing looked: another loss than cross-entropy, and no cut.
         ignored: (N,) bool, rows that were never attacked: wrong, or over the cut, where that was decided.
         nonfinite: (N,) bool, rows that met a gradient that was not finite.
-        live: rows in forward k = 0, 1, ... (a forward made to decide at x, or to predict y, is not among them).
+        live: rows in forward k = 0, 1, ... (a forward made at x, to decide there, to predict y or for "kl", is not
+            among them).
         stepped: rows that took step k = 0, 1, ..., K - 1.
-        row_forwards, row_backwards: rows, summed over all forwards and backwards.
+        row_forwards, row_backwards: rows, summed over all forwards and backwards; padding counts.
+        levers: what made the attack fast ("precision", "channels_last", "fold_batch_norm", "live_rows"), and why what
+            is off is off.
+        seconds: of the whole call and in the model, as the host saw them; on an accelerator, where work is queued,
+            "model" is the time to queue it.
     """
 
     steps: int
@@ -39,11 +44,32 @@ class AttackInfo:
     stepped: list[int]
     row_forwards: int
     row_backwards: int
+    levers: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def live_share(self) -> list[float]:
         """Share of the batch that took step k = 0, 1, ..., K - 1."""
         return [count / max(len(self.stop_step), 1) for count in self.stepped]
+
+    @property
+    def ignored_share(self) -> float:
+        """Share of the batch that was never attacked."""
+        return int(self.ignored.sum()) / max(len(self.ignored), 1)
+
+    @property
+    def forwards_per_sample(self) -> float:
+        return self.row_forwards / max(len(self.stop_step), 1)
+
+    @property
+    def backwards_per_sample(self) -> float:
+        return self.row_backwards / max(len(self.stop_step), 1)
+
+    @property
+    def stop_histogram(self) -> dict[int, int]:
+        """How many rows stopped at step -1, 0, ..., K."""
+        counts = torch.bincount(self.stop_step + 1, minlength=self.steps + 2).tolist()
+        return {step - 1: count for step, count in enumerate(counts)}
 
 
 BUCKETS = (1.0, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8)  # shares of a batch
@@ -81,6 +107,7 @@ class Exact:
     """The batch holds the live rows and no others. The host waits for their number at every step."""
 
     pads = False
+    note = "exact: the batch holds no others"
 
     def __call__(self, live: Tensor) -> int:
         return int(live)
@@ -90,6 +117,7 @@ class WholeBatch:
     """The batch keeps its size for as long as any row is live."""
 
     pads = True
+    note = "off: the batch keeps its size"
 
     def __init__(self, samples: int) -> None:
         self.samples = samples
@@ -105,6 +133,7 @@ class Buckets:
     """
 
     pads = True
+    note = "buckets: the batch has one of six sizes"
 
     def __init__(self, samples: int, counts: Counts) -> None:
         self.sizes = sorted({max(1, math.ceil(share * samples)) for share in BUCKETS})
@@ -212,7 +241,7 @@ class LiveRows:
         self.stepped.append(self._alive)
         self._nonfinite.append((self.ids, nonfinite))
 
-    def info(self) -> AttackInfo:
+    def info(self, levers: dict[str, str], seconds: dict[str, float]) -> AttackInfo:
         samples = self.x.shape[0]
         nonfinite = torch.zeros(samples, dtype=torch.bool, device=self.x.device)
         for ids, flags in self._nonfinite:
@@ -232,4 +261,6 @@ class LiveRows:
             stepped=stepped + [0] * (self.steps - len(stepped)),
             row_forwards=self.row_forwards,
             row_backwards=self.row_backwards,
+            levers=levers,
+            seconds=seconds,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,15 +27,16 @@ class Normalize:
             raise ValueError(f"normalize: expected every std > 0, got {pair[1]!r}")
         return cls(mean, std)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def on(self, x: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The same for points like x, in `dtype`."""
         for name, value in (("mean", self.mean), ("std", self.std)):
             if len(value) not in (1, x.shape[1]):
                 raise ValueError(
                     f"normalize: expected one {name} or one for each of {x.shape[1]} channels, got {len(value)}"
                 )
         shape = (1, -1) + (1,) * (x.dim() - 2)
-        mean, std = (value.to(x.device, x.dtype).view(shape) for value in (self.mean, self.std))
-        return (x - mean) / std
+        mean, std = (value.to(x.device, dtype).view(shape) for value in (self.mean, self.std))
+        return lambda points: (points - mean) / std
 
 
 def _numbers(name: str, value: Any) -> Tensor:

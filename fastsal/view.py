@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastsal import fold, said
 from fastsal.levers import Levers
 from fastsal.model_view import Frozen, checked_logits, frozen, module_of, unwrapped
+from fastsal.normalize import Normalize
 from fastsal.precision import bf16_pays
 
 CONVOLUTIONS_2D = (nn.Conv2d, nn.ConvTranspose2d)
@@ -30,11 +31,11 @@ class View:
     """
 
     def __init__(
-        self, model: Frozen, x: Tensor, levers: Levers, precision: str, swaps: ExitStack, normalize: Any
+        self, model: Frozen, x: Tensor, levers: Levers, precision: str, swaps: ExitStack, normalize: Normalize | None
     ) -> None:
         self._inner, self._module, self._swaps = model.inner, model.module, swaps
         self._modules = [] if model.module is None else list(model.module.modules())
-        self._x, self._normalize = x, normalize
+        self._x = x
         self._precision = precision
         self.notes: dict[str, str] = {}
         self.seconds = 0.0
@@ -47,6 +48,7 @@ class View:
         self.format = self._chosen_format(levers, opaque)
         self._swap_weights()
         self._prepare_folding(levers, opaque)
+        self._normalize = None if normalize is None else normalize.on(x, self.dtype or x.dtype)
         self._forwards = 0
 
     # ----------------------------------------------------------------------------------------- choices
@@ -214,7 +216,7 @@ def wants_contiguous(model: Any) -> None:
 
 
 @contextmanager
-def viewed(model: Any, x: Tensor, levers: Levers, precision: str, normalize: Any = None) -> Iterator[View]:
+def viewed(model: Any, x: Tensor, levers: Levers, precision: str, normalize: Normalize | None = None) -> Iterator[View]:
     """The view of a model for one attack on inputs like x; leaving puts everything back, whatever happened."""
     with frozen(model, x) as inner, ExitStack() as swaps:
         yield View(inner, x, levers, precision, swaps, normalize)

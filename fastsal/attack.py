@@ -180,8 +180,9 @@ class Attack:
             key = seed_of(seed, generator, x.device)
             random_state.keep()
             if len(x) == 0 or self.steps == 0 or largest == [0.0]:
-                live, levers, seconds = LiveRows(x, 0), {}, {"model": 0.0}
+                live = LiveRows(x, 0)
                 live.finish(x.clone())
+                levers, seconds = dict[str, str](), {"model": 0.0}
             else:
                 live, levers, seconds = self._run(threat, x, y, labels, key, sample_ids)
             result = live.result.contiguous(memory_format=memory_format(x))

@@ -95,13 +95,18 @@ class AutoPGD:
 
     def __init__(self, threat: Threat, x: Tensor, steps: int, descend: bool, rho: float = 0.75) -> None:
         self.threat, self.x, self.descend, self.rho = threat, x, descend, rho
-        self.looks = checkpoints(steps)
+        self.steps, self.looks = steps, checkpoints(steps)
         self.size = 2 * threat.eps.expand(len(x))
         self.since = 0  # the last checkpoint
+        self.rises = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        nothing = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
+        self.loss = self.best_loss = self.best_before = self.returned_loss = nothing
+        self.broken = self.halved = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.before = self.best = self.best_gradient = self.returned = x
 
     def __call__(self, k: int, x_k: Tensor, gradient: Tensor, verdict: Verdict, live: LiveRows) -> Moved:
         gradient = gradient.to(x_k.dtype)
-        self._see(x_k, gradient, verdict)
+        self._see(k, x_k, gradient, verdict)
         if k in self.looks and k > 0:
             x_k, gradient = self._look_back(k, x_k, gradient)
         pulled, nonfinite = self._toward(x_k, gradient)
@@ -112,7 +117,7 @@ class AutoPGD:
         return following, nonfinite
 
     def result(self, x_k: Tensor, verdict: Verdict) -> Tensor:
-        self._see(x_k, x_k, verdict)
+        self._see(self.steps, x_k, x_k, verdict)
         return self.returned
 
     def _toward(self, x_k: Tensor, gradient: Tensor) -> Moved:
@@ -121,20 +126,18 @@ class AutoPGD:
     def _projected(self, point: Tensor) -> Tensor:
         return self.threat.step(self.x, point, torch.zeros_like(point))[0]  # a zero gradient moves nothing
 
-    def _see(self, x_k: Tensor, gradient: Tensor, verdict: Verdict) -> None:
+    def _see(self, k: int, x_k: Tensor, gradient: Tensor, verdict: Verdict) -> None:
         """Takes note of an iterate: whether its loss rose, and whether it is the best to go on from, or to return."""
         assert verdict.loss is not None and verdict.right is not None
         loss = -verdict.loss if self.descend else verdict.loss
         loss = loss.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         broken = verdict.right if self.descend else ~verdict.right
-        if not hasattr(self, "best"):
-            self.best, self.best_gradient, self.best_loss = x_k, gradient, loss
+        if k == 0:
+            self.best, self.best_gradient, self.best_loss, self.best_before = x_k, gradient, loss, loss
             self.returned, self.returned_loss, self.broken = x_k, loss, broken
-            self.best_before, self.halved = loss, torch.zeros_like(broken)
-            self.rises = torch.zeros(len(x_k), dtype=torch.int64, device=x_k.device)
         else:
             better = loss > self.best_loss
-            self.rises += loss > self.loss
+            self.rises = self.rises + (loss > self.loss)
             self.best = _chosen(better, x_k, self.best)
             self.best_gradient = _chosen(better, gradient, self.best_gradient)
             self.best_loss = torch.where(better, loss, self.best_loss)

@@ -50,7 +50,8 @@ class NothingToTheHost(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         assert name not in FORBIDDEN, f"{name} waits for the device"
-        assert not (name == "_to_copy" and (kwargs or {}).get("device") is not None), "a copy to another device"
+        moved = name == "_to_copy" and (kwargs or {}).get("device") is not None
+        assert not (moved and len(self.launches) > 1), "a copy to another device"
         if not self.in_model and name not in NO_LAUNCH:
             self.launches[-1].append(name)
         return func(*args, **(kwargs or {}))

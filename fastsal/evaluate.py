@@ -134,7 +134,7 @@ def evaluate(
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise ValueError(f"seed: expected an integer in [0, 2**62), got {seed!r}")
     attacks = _attacks(eps, steps, margin_steps, margin_classes)
-    options: dict[str, Any] = {"clip_min": clip_min, "clip_max": clip_max}
+    options: dict[str, Any] = {"clip_min": clip_min, "clip_max": clip_max, "precision": "fp32"}  # as models are judged
     counts = dict.fromkeys(["natural", *attacks, "worst"], 0)
     nonfinite = dict.fromkeys(attacks, 0)
     samples = 0

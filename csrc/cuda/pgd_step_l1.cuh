@@ -39,6 +39,7 @@ class HeldL1Row {
       for (int v = 0; v < group; ++v) {
         keys_[k][v] = magnitude_key(held_[k].slope[v]);
         upwards_ |= unsigned(held_[k].slope[v] > 0) << (k * group + v);
+        upwards_ = opaque(upwards_);  // else bits wait to be joined, each in a register of its own
       }
     }
   }
@@ -58,21 +59,21 @@ class HeldL1Row {
 #pragma unroll
       for (int v = 0; v < group; ++v) {
         moved_ |= unsigned(moves(part_, k, v, keys_[k][v])) << (k * group + v);
-        moved_ = opaque(moved_);  // else bits wait to be joined, each in a register of its own
+        moved_ = opaque(moved_);  // as above
       }
 #pragma unroll
     for (int k = 0; k < turns; ++k) part_.load_points(k, held_[k]);
   }
   // body(part, k, v, clean, delta) for each element, given what `settle` was; at_turn(part, k) after each group.
-  template <class Moves, class Share, class Body, class AtTurn>
-  __device__ __forceinline__ void each_point(Moves, Share share, Body body, AtTurn at_turn) const {
+  template <class Moves, class Body, class AtTurn>
+  __device__ __forceinline__ void each_point(Moves, double share, Body body, AtTurn at_turn) const {
 #pragma unroll
     for (int k = 0; k < turns; ++k) {
 #pragma unroll
       for (int v = 0; v < group; ++v) {
         const bool moves = (moved_ >> (k * group + v)) & 1, upwards = (upwards_ >> (k * group + v)) & 1;
         const T clean = held_[k].clean[v], here = held_[k].here[v];
-        body(part_, k, v, clean, l1_displacement(clean, here, upwards ? 1 : -1, moves, share()));
+        body(part_, k, v, clean, l1_displacement(clean, here, upwards ? 1 : -1, moves, share));
       }
       at_turn(part_, k);
     }
@@ -108,15 +109,15 @@ class LongL1Row {
   }
   template <class Moves>
   __device__ __forceinline__ void settle(Moves) {}
-  template <class Moves, class Share, class Body, class AtTurn>
-  __device__ __forceinline__ void each_point(Moves moves, Share share, Body body, AtTurn at_turn) const {
+  template <class Moves, class Body, class AtTurn>
+  __device__ __forceinline__ void each_point(Moves moves, double share, Body body, AtTurn at_turn) const {
     each_part([&](const Part& part) {
       part.each([&](int k, const auto& e) {
 #pragma unroll
         for (int v = 0; v < group; ++v)
           body(part, k, v, e.clean[v],
                l1_displacement(e.clean[v], e.here[v], e.slope[v], moves(part, k, v, magnitude_key(e.slope[v])),
-                               share()));
+                               share));
         at_turn(part, k);
       });
     });
@@ -175,11 +176,6 @@ __device__ __forceinline__ L1Choice<Key> l1_choose_in_block(const Row& row, cons
   return {search.low, enough, call.topk};
 }
 
-// How far an element moves, and a row may go; in shared memory. Read anew (volatile), they hold no registers.
-struct L1Lengths {
-  double share, radius;
-};
-
 template <class Row>
 __device__ __forceinline__ bool l1_step_in_block(const PgdStepCall& call, const StepRow& place, Row& row) {
   using T = typename Row::Point;
@@ -192,20 +188,14 @@ __device__ __forceinline__ bool l1_step_in_block(const PgdStepCall& call, const 
   const bool finite = largest < (sizeof(Key) == 8 ? Key(0x7ff0000000000000ull) : Key(0x7f800000u));
   L1Choice<Key> choice{largest, -1, 0};  // nothing moves
   if (finite) choice = l1_choose_in_block(row, call, largest);
-  __shared__ volatile L1Lengths lengths;
-  if (threadIdx.x == 0) {
-    lengths.share = double(per_sample<T>(call.alpha, call.alpha_count, place.sample)) /
-                    double(choice.moving > 0 ? choice.moving : 1);
-    lengths.radius = inner_radius(per_sample<T>(call.eps, call.eps_count, place.sample));
-  }
-  __syncthreads();
+  const double share = double(per_sample<T>(call.alpha, call.alpha_count, place.sample)) /
+                       double(choice.moving > 0 ? choice.moving : 1);
   const RowOrder order(call);
   const auto moves = [&](const auto& part, int k, int v, Key key) {
     return key > choice.threshold ||
            (key == choice.threshold && choice.last >= 0 &&
             (choice.last >= call.size || order.logical(part.first + part.at(opaque(k), v)) <= choice.last));
   };
-  const auto share = [&] { return lengths.share; };
   row.settle(moves);
   double reach = 0;
   const auto nothing = [](const auto&, int) {};
@@ -216,33 +206,35 @@ __device__ __forceinline__ bool l1_step_in_block(const PgdStepCall& call, const 
   __shared__ InShared<ShrinkSearch> shared;
   ShrinkSearch& search = shared.value();
   reach = block_max(reach, lanes);
-  if (threadIdx.x == 0) search = ShrinkSearch(lengths.radius, reach);
+  if (threadIdx.x == 0)
+    search = ShrinkSearch(inner_radius(per_sample<T>(call.eps, call.eps_count, place.sample)), reach);
   __syncthreads();
-  const auto probe = [&] { return static_cast<volatile const double&>(search.probe); };
   while (!search.done) {
     Sum<sizeof(T) == 8> kept;
-    unsigned falling = 0;  // of one thread
+    double falling = 0;
+    const double shrink = search.probe;
     row.each_point(
         moves, share,
         [&](const auto& part, int k, int v, T clean, double delta) {
           const int i = part.at(opaque(k), v);
-          const double room = l1_room(clean, delta, part.box.low(i), part.box.high(i)), shrink = probe();
+          const double room = l1_room(clean, delta, part.box.low(i), part.box.high(i));
           kept.add(l1_kept(fabs(delta), shrink, room));
-          falling += l1_falls(fabs(delta), shrink, room);
+          falling += double(l1_falls(fabs(delta), shrink, room));
         },
         nothing);
     const double mass = block_sum(kept.sum, lanes);
-    const double all_falling = block_sum(double(falling), lanes);
-    if (threadIdx.x == 0) search.report(mass, all_falling);
+    falling = block_sum(falling, lanes);
+    if (threadIdx.x == 0) search.report(mass, falling);
     __syncthreads();
   }
+  const double shrink = search.probe;
   Group<T, Row::group> out;
   row.each_point(
       moves, share,
       [&](const auto& part, int k, int v, T clean, double delta) {
         const int i = part.at(opaque(k), v);
         const T low = part.box.low(i), high = part.box.high(i);
-        out.values[v] = l1_point(clean, delta, l1_kept(fabs(delta), probe(), l1_room(clean, delta, low, high)),
+        out.values[v] = l1_point(clean, delta, l1_kept(fabs(delta), shrink, l1_room(clean, delta, low, high)),
                                  low, high);
       },
       [&](const auto& part, int k) { part.save(k, out); });

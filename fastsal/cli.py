@@ -85,6 +85,8 @@ def _train(args: argparse.Namespace) -> int:
             norm=args.norm,
             warmup_epochs=args.warmup_epochs,
             natural_weight=args.natural_weight,
+            beta=args.beta,
+            tau=args.tau,
             epochs=args.epochs,
             lr=args.lr,
             weight_decay=args.weight_decay,
@@ -232,12 +234,14 @@ def _parser() -> argparse.ArgumentParser:
         "--alpha", type=_positive, default=None, help="attack step, in units of pixels; None is 1.875 eps / steps"
     )
     run.add_argument("--steps", type=_count, default=10, help="attack steps in training, a number >= 1")
-    run.add_argument("--norm", default="Linf", choices=["Linf", "L2"], help="norm of the ball")
+    run.add_argument("--norm", default="Linf", choices=["Linf", "L2", "L1"], help="norm of the ball")
     run.add_argument("--c", type=_probability, default=0.5, help="threshold of SENSE, a probability in [0, 1]")
     run.add_argument("--warmup-epochs", type=_whole, default=1, help="SENSE epochs without truncation, a number >= 0")
     run.add_argument(
         "--natural-weight", type=_positive, default=0.0, help="weight >= 0 of the clean loss beside the adversarial one"
     )
+    run.add_argument("--beta", type=_positive, default=6.0, help="weight >= 0 of the divergence in TRADES and MART")
+    run.add_argument("--tau", type=_whole, default=0, help="steps of FAT after the first misclassification, >= 0")
     run.add_argument("--epochs", type=_count, default=10, help="passes over the training images, a number >= 1")
     run.add_argument("--lr", type=_positive, default=0.05, help="peak learning rate of SGD with momentum 0.9")
     run.add_argument("--weight-decay", type=_positive, default=5e-4, help="L2 penalty of SGD, per step")
@@ -253,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("run_folder", metavar="RUN", help="a folder written by fastsal train")
     again.add_argument("--data", default=None, help="other data: a name or a path (None: the run's own)")
     again.add_argument("--eps", type=_positive, default=None, help="radius in pixels in [0, 1] (None: the run's own)")
-    again.add_argument("--norm", default=None, choices=["Linf", "L2"], help="norm (None: the run's own)")
+    again.add_argument("--norm", default=None, choices=["Linf", "L2", "L1"], help="norm (None: the run's own)")
 
     run.add_argument("--eval-steps", type=_count, default=runs.EVAL_STEPS, help="k of PGD-k in the evaluation")
     again.add_argument("--eval-steps", type=_count, default=None, help="k of PGD-k (None: the run's own)")

@@ -115,7 +115,7 @@ def evaluate(
         model: a callable from (N, ...) to logits (N, C), or to an object with ``.logits``; left as it was found.
         loader: iterable of (x, y): x in [clip_min, clip_max], fp32 or fp64; y (N,) int64.
         eps: radius in the units of x, finite and >= 0.
-        norm: "Linf" or "L2".
+        norm: "Linf", "L2" or "L1".
         steps: k of PGD-k.
         margin_steps, margin_classes: of margin-T.
         seed: an integer in [0, 2**62) that fixes the noise; row i of the loader's order has sample id i, however

@@ -104,7 +104,7 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
 
     for name in ("model", "data", "method"):
         check(name, config[name], isinstance(config[name], str), "a text")
-    check("norm", config["norm"], config["norm"] in ("Linf", "L2"), "Linf or L2")
+    check("norm", config["norm"], config["norm"] in ("Linf", "L2", "L1"), "Linf, L2 or L1")
     for name, top in (("eps", math.inf), ("c", 1.0)):
         value = config[name]
         good = is_number(value, (int, float)) and 0 <= value <= top and math.isfinite(value)

@@ -71,6 +71,8 @@ def train(
     norm: str = "Linf",
     warmup_epochs: int = 1,
     natural_weight: float = 0.0,
+    beta: float = 6.0,
+    tau: int = 0,
     clip_min: Bound = 0.0,
     clip_max: Bound = 1.0,
     epochs: int = 10,
@@ -89,10 +91,13 @@ def train(
         model: a module from inputs to logits (N, C), or to an object with ``.logits``; trained on the device where
             its parameters are, in train mode; its training flags are put back afterwards.
         loader: any re-iterable of (x, y) batches: x (N, ...) in [clip_min, clip_max], fp32 or fp64; y (N,) int64.
-        method: "sense" (Kim & Wang), "pgd" (Madry et al.) or "natural".
+        method: "sense" (Kim & Wang), "pgd" (Madry et al.), "trades" (Zhang et al. 2019), "sense-trades" (the loss of
+            TRADES on sensible adversaries), "mart" (Wang et al. 2020), "fat" (Zhang et al. 2020) or "natural".
         eps, alpha, steps, c, norm, clip_min, clip_max: the attack in training, as in :class:`fastsal.SENSE`.
         warmup_epochs: epochs of SENSE in which nothing is truncated.
-        natural_weight: weight of a cross-entropy on clean x beside the adversarial one.
+        natural_weight: of "sense", "pgd" and "fat"; weight of a cross-entropy on clean x beside the adversarial one.
+        beta: of "trades", "sense-trades" and "mart"; weight of the divergence between clean and perturbed predictions.
+        tau: of "fat"; steps that a row takes after it is first misclassified.
         epochs: passes over the loader.
         lr, weight_decay: of the default optimizer, SGD with Nesterov momentum 0.9.
         optimizer: yours instead; lr and weight_decay are then not used.
@@ -113,7 +118,7 @@ def train(
         TrainingStopped: a ValueError; `loader` has no batches left for a later epoch, or `eval_loader` failed.
         ValueError, TypeError: an argument or a batch out of the contract, or a loader without batches, naming it.
     """
-    settings = Settings(eps, alpha, steps, c, norm, warmup_epochs, natural_weight, clip_min, clip_max)
+    settings = Settings(eps, alpha, steps, c, norm, warmup_epochs, natural_weight, beta, tau, clip_min, clip_max)
     _check(model, method, settings, epochs, eval_rows, optimizer, scheduler)
     make_loss = METHODS[method]
     device = next(model.parameters()).device
@@ -211,6 +216,7 @@ def _check(
         ("epochs", epochs, 1),
         ("steps", settings.steps, 0),
         ("warmup_epochs", settings.warmup_epochs, 0),
+        ("tau", settings.tau, 0),
         ("eval_rows", eval_rows, 1),
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -219,6 +225,7 @@ def _check(
     if settings.alpha is not None:
         check_amount("alpha", settings.alpha)
     check_amount("natural_weight", settings.natural_weight)
+    check_amount("beta", settings.beta)
     cut_of(settings.c)
     norm_order(settings.norm)
     if scheduler is None:

@@ -502,7 +502,7 @@ def a_list(run: Path) -> None:
         (other_json, r"config\.json: expected the settings of a run"),
         (a_list, r"config\.json: expected the settings of a run"),
         (edited("eps", "wide"), r"config\.json: eps: expected a finite number >= 0, got 'wide'"),
-        (edited("norm", ["L7"]), r"config\.json: norm: expected Linf or L2, got \['L7'\]"),
+        (edited("norm", ["L7"]), r"config\.json: norm: expected Linf, L2 or L1, got \['L7'\]"),
         (edited("model", "mystery"), r"config\.json: model, shape: name: expected one of .*; got 'mystery'"),
         (edited("shape", {"size": 16}), r"config\.json: shape: expected an object of in_channels, num_classes, size"),
         (edited("eval_steps", 0), r"config\.json: eval_steps: expected a whole number >= 1, got 0"),

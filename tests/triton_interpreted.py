@@ -24,12 +24,12 @@ from types import SimpleNamespace
 import torch
 import triton
 import triton.language as tl
+from fastsal.kernels.noise import philox
 from kernel_cases import Case, answer, cases, disagreement, run_reference, wild_cases
 from torch import Tensor
 from triton.runtime import interpreter
 
 from fastsal import backends, kernels, reference
-from fastsal.kernels.noise import philox
 
 # What the launchers choose their blocks by, in other sizes: rows that fit on chip become too long for it, those that
 # one program took are split, and so are the rows of one tile.

@@ -64,6 +64,7 @@ class Attack:
         clip_max: Bound = 1.0,
         normalize: tuple[Any, Any] | None = None,
         precision: str = "auto",
+        compile: bool | str = False,
         fast: bool | Levers = True,
         check_inputs: bool = True,
     ) -> None:
@@ -104,6 +105,7 @@ class Attack:
         self.precision = precision_of(precision)
         self.levers = levers_of(fast)
         self.fast = fast is not False
+        self.backend = _backend(compile, self.fast)
         self.check_inputs = check_inputs
         self.rule = Rule(steps, random_start, ignored, decide_at, truncate, tau)
         cut_of(c)
@@ -221,11 +223,11 @@ class Attack:
         precision = self.precision if self.fast or self.precision != "auto" else "fp32"
         arguments = (threat, x, y, labels, seed, sample_ids)
         try:
-            with viewed(self.model, x, self.levers, precision, self.normalize) as view:
+            with viewed(self.model, x, self.levers, precision, self.normalize, self.backend) as view:
                 return self._run_on(view, *arguments)
         except ChannelsLastRefused:
             wants_contiguous(self.model)
-        with viewed(self.model, x, self.levers, precision, self.normalize) as view:
+        with viewed(self.model, x, self.levers, precision, self.normalize, self.backend) as view:
             return self._run_on(view, *arguments)
 
     def _run_on(
@@ -270,7 +272,7 @@ class Attack:
         """How the batch shrinks."""
         chosen = self.levers.live_rows
         if chosen == "auto":
-            chosen = "exact" if x.device.type == "cpu" else "buckets"
+            chosen = "exact" if x.device.type == "cpu" and self.backend is None else "buckets"
         if chosen == "exact":
             return Exact()
         return WholeBatch(len(x)) if chosen == "off" else Buckets(len(x), Counts())
@@ -279,6 +281,15 @@ class Attack:
         if self.step_rule == "apgd":
             return AutoPGD(threat, x, self.steps, self.targeted, self.rho)
         return Momentum(threat, x, self.momentum) if self.momentum else Fixed(threat, x)
+
+
+def _backend(compile: object, fast: bool) -> str | None:
+    """The backend of torch.compile, or None."""
+    if not isinstance(compile, (bool, str)):
+        raise TypeError(f"compile: expected True, False or the name of a backend of torch.compile, got {compile!r}")
+    if compile and not fast:
+        raise ValueError(f"compile: expected False with fast=False, the plain eager path, got {compile!r}")
+    return "inductor" if compile is True else compile or None
 
 
 def _whole(name: str, value: object) -> None:
@@ -322,6 +333,9 @@ class SENSE(Attack):
         precision: in which the model runs: "fp32", "bf16" (under autocast, with weights in bf16; x, losses and the
             projection stay in fp32), or "auto": bf16 where this hardware is faster at it, by a measurement of some
             milliseconds, once. A model in float64 or 16 bits, or inside an autocast of yours, stays there.
+        compile: True runs the model's forward and backward through torch.compile, each batch size when it first comes
+            (the live rows then go in buckets, so that there are few); or the name of a backend of torch.compile. The
+            first attacks take minutes; where compiling fails the model runs as it is, and a warning says so.
         fast: True, or :class:`fastsal.Levers` to choose which; False is the plain eager path in fp32.
         check_inputs: False skips the look at the values of the arguments, the one wait for an accelerator before the
             first forward (and, until a model has shown a negative logit, at its first outputs).

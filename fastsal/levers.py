@@ -14,7 +14,7 @@ class Levers:
     Attributes:
         live_rows: "exact" runs the model on the live rows alone, and waits for their number at every step; "buckets"
             on one of six batch sizes, from a number that is up to two steps old (no idle accelerator, shapes that
-            repeat); "off" on the whole batch; "auto" is "exact" on a CPU, "buckets" elsewhere.
+            repeat); "off" on the whole batch; "auto" is "exact" on a CPU, "buckets" elsewhere and with compile.
         channels_last: 4-D inputs and the weights of convolutions lie channels last, where the model takes that.
         fold_batch_norm: batch norm that follows a convolution directly becomes part of its weights, anew at each call.
     """

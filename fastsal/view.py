@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsal import fold, said
+from fastsal.compiled import CompiledForward, compiled_forward
 from fastsal.levers import Levers
 from fastsal.model_view import Frozen, checked_logits, frozen, module_of, unwrapped
 from fastsal.normalize import Normalize
@@ -31,7 +32,14 @@ class View:
     """
 
     def __init__(
-        self, model: Frozen, x: Tensor, levers: Levers, precision: str, swaps: ExitStack, normalize: Normalize | None
+        self,
+        model: Frozen,
+        x: Tensor,
+        levers: Levers,
+        precision: str,
+        swaps: ExitStack,
+        normalize: Normalize | None,
+        backend: str | None,
     ) -> None:
         self._inner, self._module, self._swaps = model.inner, model.module, swaps
         self._modules = [] if model.module is None else list(model.module.modules())
@@ -49,6 +57,7 @@ class View:
         self._swap_weights()
         self._prepare_folding(levers, opaque)
         self._normalize = None if normalize is None else normalize.on(x, self.dtype or x.dtype)
+        self._compiled = self._chosen_compilation(backend, opaque)
         self._forwards = 0
 
     # ----------------------------------------------------------------------------------------- choices
@@ -93,6 +102,17 @@ class View:
             return last
         self.notes["channels_last"] = note
         return own
+
+    def _chosen_compilation(self, backend: str | None, opaque: str | None) -> CompiledForward | None:
+        if backend is None:
+            self.notes["compile"] = "off"
+        elif opaque is not None or self._module is None:
+            self.notes["compile"] = f"off: {opaque}"
+        else:
+            compiled = compiled_forward(self._module, backend)
+            self.notes["compile"] = f"off: {compiled.failed}" if compiled.failed else f"on: {backend}"
+            return compiled
+        return None
 
     def _prepare_folding(self, levers: Levers, opaque: str | None) -> None:
         why = "off" if not levers.fold_batch_norm else None
@@ -163,15 +183,21 @@ class View:
         watch = self._flow if gradient and self._flow is not None else nullcontext()
         with torch.set_grad_enabled(gradient), self._context(), watch:
             try:
-                output = self._inner(leaf if self._normalize is None else self._normalize(leaf))
+                points = leaf if self._normalize is None else self._normalize(leaf)
+                compiled = None if self._flow is not None and gradient else self._compiled
+                output = self._inner(points) if compiled is None else compiled(self._inner, points)
             except RuntimeError as error:
                 if self._forwards or self.notes["channels_last"] != "on" or VIEWED not in str(error):
                     raise
                 raise ChannelsLastRefused from error
             z = checked_logits(output, len(x_k))
+        if self._compiled is not None and self._compiled.failed is not None:
+            self.notes["compile"] = f"off: {self._compiled.failed}"
         if watch is self._flow and self._flow is not None:
             self._pairs = self._flow.pairs(z)
             self._flow = None
+            if self._module is not None:
+                fold.remember_pairs(self._module, self._modules, self._pairs)
         self._forwards += 1
         self.seconds += time.perf_counter() - begin
         return leaf, z
@@ -194,8 +220,7 @@ class View:
     def _settle(self) -> None:
         """Folds what the last forward has shown. Not before its backward is over: that may run parts of it again."""
         pairs, self._pairs = self._pairs, None
-        if pairs is not None and self._module is not None:
-            fold.remember_pairs(self._module, self._modules, pairs)
+        if pairs is not None:
             self._fold(pairs)
 
 
@@ -216,10 +241,17 @@ def wants_contiguous(model: Any) -> None:
 
 
 @contextmanager
-def viewed(model: Any, x: Tensor, levers: Levers, precision: str, normalize: Normalize | None = None) -> Iterator[View]:
+def viewed(
+    model: Any,
+    x: Tensor,
+    levers: Levers,
+    precision: str,
+    normalize: Normalize | None = None,
+    backend: str | None = None,
+) -> Iterator[View]:
     """The view of a model for one attack on inputs like x; leaving puts everything back, whatever happened."""
     with frozen(model, x) as inner, ExitStack() as swaps:
-        yield View(inner, x, levers, precision, swaps, normalize)
+        yield View(inner, x, levers, precision, swaps, normalize, backend)
 
 
 def _as_it_is(x: Tensor) -> Tensor:

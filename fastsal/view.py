@@ -48,7 +48,8 @@ class View:
         self.notes: dict[str, str] = {}
         self.seconds = 0.0
         self._flow: fold.Flow | None = None
-        self._pairs: list[fold.Pair] | None = None
+        self._known: list[fold.Pair] | None = None  # since an earlier call
+        self._pairs: list[fold.Pair] | None = None  # to be folded before the next forward
         self._originals: dict[tuple[nn.Module, str], Tensor | None] = {}
         opaque = _opaque(model.module)
         self.dtype = model.cast
@@ -122,12 +123,10 @@ class View:
         if why is not None or self._module is None:
             self.notes["fold_batch_norm"] = why or "off: not a module"
             return
-        pairs = fold.known_pairs(self._module, self._modules)
-        if pairs is None:
+        self._known = fold.known_pairs(self._module, self._modules)
+        if self._known is None:
             self._flow = fold.Flow(self._modules)
-            self.notes["fold_batch_norm"] = "off: no forward with gradients was made"
-        else:
-            self._fold(pairs)
+        self.notes["fold_batch_norm"] = "off: no second forward was made"
 
     # ----------------------------------------------------------------------------------------- weights
 
@@ -184,7 +183,7 @@ class View:
         with torch.set_grad_enabled(gradient), self._context(), watch:
             try:
                 points = leaf if self._normalize is None else self._normalize(leaf)
-                compiled = None if self._flow is not None and gradient else self._compiled
+                compiled = self._compiled if self._flow is None and self._known is None else None
                 output = self._inner(points) if compiled is None else compiled(self._inner, points)
             except RuntimeError as error:
                 if self._forwards or self.notes["channels_last"] != "on" or VIEWED not in str(error):
@@ -193,11 +192,8 @@ class View:
             z = checked_logits(output, len(x_k))
         if self._compiled is not None and self._compiled.failed is not None:
             self.notes["compile"] = f"off: {self._compiled.failed}"
-        if watch is self._flow and self._flow is not None:
-            self._pairs = self._flow.pairs(z)
-            self._flow = None
-            if self._module is not None:
-                fold.remember_pairs(self._module, self._modules, self._pairs)
+        if gradient:
+            self._find_pairs(z)
         self._forwards += 1
         self.seconds += time.perf_counter() - begin
         return leaf, z
@@ -217,8 +213,18 @@ class View:
             return torch.autocast(device, enabled=False)
         return nullcontext()
 
+    def _find_pairs(self, z: Tensor) -> None:
+        """What can be folded, by the first forward with gradients: of this call, or of an earlier one.
+
+        Either way that forward runs unfolded, so that every call of an attack rounds alike.
+        """
+        if self._flow is not None and self._module is not None:
+            self._known, self._flow = self._flow.pairs(z), None
+            fold.remember_pairs(self._module, self._modules, self._known)
+        self._pairs, self._known = self._known, None
+
     def _settle(self) -> None:
-        """Folds what the last forward has shown. Not before its backward is over: that may run parts of it again."""
+        """Folds what was found. Not before the backward of that forward is over: it may run parts of it again."""
         pairs, self._pairs = self._pairs, None
         if pairs is not None:
             self._fold(pairs)

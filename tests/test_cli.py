@@ -627,6 +627,8 @@ TRAIN_HELP = {
     "--c": "probability in [0, 1]",
     "--warmup-epochs": "epochs without truncation",
     "--natural-weight": "weight",
+    "--beta": "weight",
+    "--tau": "steps",
     "--epochs": "passes over the training images",
     "--lr": "learning rate",
     "--weight-decay": "per step",

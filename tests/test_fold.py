@@ -222,11 +222,21 @@ def test_what_was_folded_is_said_and_taken_back() -> None:
     before, logits = copy.deepcopy(model.state_dict()), model.eval()(x)
     fastsal.perturb(model, x, y, eps=0.1, steps=2, c=None)
     with viewed(model, x, Levers(), "fp32") as view:
+        for _ in range(2):
+            view.forward(x, gradient=True)
         assert view.notes["fold_batch_norm"] == "on: 2 folded"
         assert "forward" in model.norm1.__dict__
     assert "forward" not in model.norm1.__dict__
     assert torch.equal(model(x), logits)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_every_call_gives_the_same_bits_whether_or_not_the_pairs_are_known() -> None:
+    x, y = batch()
+    for how in ({"c": None}, {"c": 0.05}, {"c": 0.05, "decide_at": "clean"}, {"c": None, "loss": "kl"}):
+        model = settled(Block())
+        first, second = (fastsal.perturb(model, x, y, eps=0.1, steps=3, seed=3, norm="L2", **how) for _ in range(2))
+        assert torch.equal(first, second)
 
 
 def test_hooks_forbid_it() -> None:

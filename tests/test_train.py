@@ -576,7 +576,10 @@ def test_ctrl_c_inside_the_model_leaves_flags_and_weights_of_the_step_before() -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "trades2"}, r"method: expected 'sense', 'pgd', 'natural', got 'trades2'"),
+        (
+            {"method": "trades2"},
+            r"method: expected 'sense', 'pgd', .*'natural', got 'trades2'",
+        ),
         ({"epochs": 0}, r"epochs: expected an integer >= 1, got 0"),
         ({"epochs": True}, r"epochs: expected"),
         ({"epochs": 1.5}, r"epochs: expected"),

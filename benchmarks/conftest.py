@@ -6,10 +6,12 @@ import shutil
 
 import pytest
 
+from benchmarks import test_attacks
 from benchmarks.alternation import TURNS, machine
 from benchmarks.kernel_report import LEGEND, Measured, plain_table
 
 MEASURED = pytest.StashKey[list[Measured]]()
+RACED = pytest.StashKey[list[test_attacks.Raced]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[MEASURED] = []
+    config.stash[RACED] = []
 
 
 @pytest.fixture
@@ -28,6 +31,11 @@ def turns(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def summary(request: pytest.FixtureRequest) -> list[Measured]:
     return request.config.stash[MEASURED]
+
+
+@pytest.fixture
+def attacks(request: pytest.FixtureRequest) -> list[test_attacks.Raced]:
+    return request.config.stash[RACED]
 
 
 @pytest.fixture
@@ -43,4 +51,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("kernels: GB/s and ratios")
         terminalreporter.write_line(f"{machine()}. {LEGEND}")
         for line in plain_table(measured):
+            terminalreporter.write_line(line)
+    raced = config.stash[RACED]
+    if raced:
+        terminalreporter.section("attacks: ratios")
+        terminalreporter.write_line(machine())
+        for line in test_attacks.table(raced):
             terminalreporter.write_line(line)

@@ -1,0 +1,108 @@
+"""PGD-10 as a whole call beside other libraries and plain loops: ``pytest benchmarks/ --benchmark-only -k attack``.
+
+``pip install --no-deps -r benchmarks/peers.txt`` first: what is not installed is left out, and said. Prints ratios at
+the end: how many times the time of fastsal another one takes, the median over turns and their quartiles. ``--turns 3``
+is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastsal
+from benchmarks import peers, plain_attack
+from benchmarks.alternation import Seconds, alternate, ratio_with_quartiles
+from fastsal.precision import bf16_pays
+
+EPS, ALPHA, STEPS, SEED = 8 / 255, 2 / 255, 10, 1
+NETS = {
+    "SmallCNN, 256x1x28x28": ("small-cnn", (256, 1, 28, 28)),
+    "ResNet-20, 128x3x32x32": ("resnet20", (128, 3, 32, 32)),
+    "PreActResNet-18, 32x3x32x32": ("preact-resnet18", (32, 3, 32, 32)),
+}
+FP32, BF16, PLAIN, LOOP = "fastsal, fp32", "fastsal, bf16", "fastsal, fast=False", "plain loop"
+pytestmark = pytest.mark.benchmark(max_time=0.1, min_rounds=1, warmup=False)
+
+
+@dataclass(frozen=True)
+class Raced:
+    """What is kept of a contest of attacks."""
+
+    net: str
+    seconds: Seconds
+
+
+def case(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """A net in eval mode, with batch norms that have seen its images, and labels that it gets right."""
+    architecture, shape = NETS[name]
+    torch.manual_seed(0)
+    model = fastsal.models.get(architecture, in_channels=shape[1])
+    x = torch.rand(shape)
+    with torch.no_grad():
+        for _ in range(3):
+            model(x)
+        y = model.eval()(x).argmax(1)
+    return model, x, y
+
+
+def calls(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], Any]]:
+    def ours(**how: Any) -> Callable[[], Tensor]:
+        attack = fastsal.PGD(model, EPS, ALPHA, STEPS, **how)
+        return lambda: attack(x, y, seed=SEED)
+
+    x_0 = fastsal.functional.random_start(x, EPS, SEED)
+    found = {FP32: ours(precision="fp32"), PLAIN: ours(fast=False)}
+    if bf16_pays("cpu")[0]:
+        found[BF16] = ours(precision="bf16")
+    found[LOOP] = lambda: plain_attack.pgd(model, x, y, x_0, EPS, ALPHA, STEPS)
+    for name in peers.installed():
+        found[name] = peers.call_of(name, model, x, y, EPS, ALPHA, STEPS)
+    return found
+
+
+def check(model: nn.Module, x: Tensor, y: Tensor, contenders: dict[str, Callable[[], Any]]) -> None:
+    """All stay in the ball and fool the net about as often; the plain loop and both of ours end at the same points."""
+    results, right = {}, {}
+    for name, call in contenders.items():
+        given = call()
+        result = given[1] if isinstance(given, tuple) else torch.as_tensor(given)  # foolbox: raw, clipped, success
+        assert float((result - x).abs().max()) <= EPS + 1e-6, name
+        with torch.no_grad():
+            right[name] = float((model(result).argmax(1) == y).float().mean())
+        results[name] = result
+    for name in (FP32, PLAIN):
+        assert float((results[name] != results[LOOP]).float().mean()) < 0.3, name  # signs of small gradients, ten steps
+    assert max(right.values()) - min(right.values()) < 0.25, right
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_attack(name: str, benchmark: Any, turns: int, attacks: list[Raced]) -> None:
+    model, x, y = case(name)
+    contenders = calls(model, x, y)
+    check(model, x, y, contenders)
+    benchmark(contenders[FP32])
+    if benchmark.enabled:
+        attacks.append(Raced(name, alternate(contenders, turns)))
+
+
+def table(raced: list[Raced]) -> list[str]:
+    lines = [f"times the time of {FP32}: median over turns (quartiles)"]
+    for contest in raced:
+        lines.append(contest.net)
+        for name in contest.seconds:
+            if name != FP32:
+                lines.append(f"  {name:<22} {ratio_with_quartiles(contest.seconds, name, FP32)}")
+    missing = sorted(set(peers.PEERS) - set(peers.installed()))
+    versions = ", ".join(f"{name} {version}" for name, version in peers.installed().items())
+    lines.append(f"beside: {versions or 'no other library'}")
+    if missing:
+        lines.append(f"not installed: {', '.join(missing)} ({peers.INSTALL})")
+    if not bf16_pays("cpu")[0]:
+        lines.append(f"no bf16 here: {bf16_pays('cpu')[1]}")
+    return lines

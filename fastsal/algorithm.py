@@ -71,6 +71,8 @@ def sensible_adversaries(
     for k in range(rule.steps + 1):
         last = k == rule.steps
         tested = undecided or (judge.has_cut and rule.truncate)
+        if k > 1 and not tested and patience is None:
+            x_k = live.shrunk(x_k)
         if live.count == 0 or (last and not (tested or move.watches)):
             break
         live.forwarded(len(x_k))

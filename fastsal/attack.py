@@ -13,7 +13,7 @@ from torch import Tensor
 from fastsal.algorithm import Rule, sensible_adversaries
 from fastsal.checks import FLOATS
 from fastsal.facts import Facts
-from fastsal.judge import Judge, check_range, loss_of
+from fastsal.judge import Judge, TargetedMargin, check_range, loss_of
 from fastsal.levers import Levers, levers_of
 from fastsal.live import AttackInfo, Buckets, Counts, Exact, LiveRows, Sizing, WholeBatch
 from fastsal.model_view import RandomState, warn_of_probabilities
@@ -32,7 +32,7 @@ from fastsal.threat import (
     seed_of,
     topk_of,
 )
-from fastsal.view import ChannelsLastRefused, View, viewed, wants_contiguous
+from fastsal.view import Refused, View, remember, viewed
 
 Ran = tuple[LiveRows, dict[str, str], dict[str, float]]  # with notes on the levers, and seconds
 
@@ -79,13 +79,16 @@ class Attack:
         if tau is not None:
             _whole("tau", tau)
         for name, number, most in (("momentum", momentum, math.inf), ("rho", rho, 1.0)):
-            if isinstance(number, bool) or not isinstance(number, numbers.Real) or not 0 <= number <= most:
+            real = isinstance(number, numbers.Real) and not isinstance(number, bool)
+            if not real or not 0 <= number <= most or math.isinf(number):
                 raise ValueError(f"{name}: expected a number in [0, {most:g}], got {number!r}")
         if targeted and c is not None:
             raise ValueError(f"c: expected None when targeted=True (the cut is on the true class), got {c!r}")
         if c is not None and (tau is not None or step_rule == "apgd"):
             other = "tau" if tau is not None else "step_rule='apgd'"
             raise ValueError(f"c: expected None with {other}, which has its own rule of where a row ends, got {c!r}")
+        if targeted and tau is not None:
+            raise ValueError(f"tau: expected None when targeted=True (it counts misclassified iterates), got {tau!r}")
         if step_rule == "apgd" and (momentum or tau is not None):
             name, given = ("momentum", momentum) if momentum else ("tau", tau)
             raise ValueError(f"{name}: expected none with step_rule='apgd', got {given!r}")
@@ -221,14 +224,18 @@ class Attack:
         sample_ids: Tensor | None,
     ) -> Ran:
         precision = self.precision if self.fast or self.precision != "auto" else "fp32"
-        arguments = (threat, x, y, labels, seed, sample_ids)
-        try:
-            with viewed(self.model, x, self.levers, precision, self.normalize, self.backend) as view:
-                return self._run_on(view, *arguments)
-        except ChannelsLastRefused:
-            wants_contiguous(self.model)
-        with viewed(self.model, x, self.levers, precision, self.normalize, self.backend) as view:
-            return self._run_on(view, *arguments)
+        if precision == "auto" and (self.loss == "kl" or self.rule.tau is not None):
+            precision = "fp32"  # what bf16 does to these was not measured
+        without = dict[str, str]()  # levers that the model turned out not to take, and why
+        while True:
+            try:
+                with viewed(self.model, x, self.levers, precision, self.normalize, self.backend, without) as view:
+                    ran = self._run_on(view, threat, x, y, labels, seed, sample_ids)
+            except Refused as refused:
+                without[refused.lever] = refused.why
+                continue
+            remember(self.model, without)  # when it is known that this is all that was in the way
+            return ran
 
     def _run_on(
         self,
@@ -257,11 +264,11 @@ class Attack:
             y = clean.argmax(dim=1)
         move = self._step_rule(threat, x)
         watched = move.watches or self.rule.tau is not None
-        judge = Judge(y, cut, self.loss, clean, watched, at_first_sight)
+        judge = Judge(y, cut, _inside(view, self.loss), clean, watched, at_first_sight)
 
         def noise(ids: Tensor | None) -> Tensor:
             if self.rule.random_start:
-                return threat.start(x, seed, sample_ids, ids)
+                return threat.start(x, seed, sample_ids, ids, live.padded())
             return x.clone() if ids is None else x[ids]
 
         sensible_adversaries(view, judge, move, live, x, noise, self.rule)
@@ -281,6 +288,18 @@ class Attack:
         if self.step_rule == "apgd":
             return AutoPGD(threat, x, self.steps, self.targeted, self.rho)
         return Momentum(threat, x, self.momentum) if self.momentum else Fixed(threat, x)
+
+
+def _inside(view: View, loss: object) -> object:
+    """A function of the user's, in the precision of the model, which it may call."""
+    if isinstance(loss, (str, TargetedMargin)) or not callable(loss):
+        return loss
+
+    def inside(logits: Tensor, y: Tensor) -> Any:
+        with view.context():
+            return loss(logits, y)
+
+    return inside
 
 
 def _backend(compile: object, fast: bool) -> str | None:

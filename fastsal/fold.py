@@ -1,24 +1,24 @@
 """Batch norm that follows a convolution directly, folded into its weights while an attack lasts.
 
-Which pairs these are is seen in a forward that the attack makes anyway, by watching the functions it calls: nothing of
-the user's code runs once more, or on stand-ins, as it would for a traced graph, and any control flow is allowed.
+Which pairs these are is seen in the first forward with gradients of each call, by watching the functions it calls:
+nothing of the user's code runs once more, or on stand-ins, as it would for a traced graph. What the watch sees it sees
+anew at every call; a model that takes another way later in the same call is folded as in its first forward.
 """
 
 from __future__ import annotations
 
 import collections
-import inspect
-import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-CONVOLUTIONS: dict[type[nn.Module], Any] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 LOOKS = {"shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "is_leaf", "grad_fn"}  # attributes
 QUESTIONS = {Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_contiguous, Tensor.is_floating_point, Tensor.stride}
@@ -29,65 +29,99 @@ Pair = tuple[nn.Module, nn.Module]  # a convolution, the batch norm after it
 @dataclass(eq=False)
 class Flow(TorchFunctionMode):
     """Watches one forward of the modules, with gradients. ``pairs(logits)`` afterwards: convolutions whose output one
-    batch norm takes, and nothing else does."""
+    batch norm takes, and nothing else does; whose weights, and the norm's, nobody else uses; each called once."""
 
     modules: list[nn.Module]
-    _weights: dict[int, nn.Module] = field(default_factory=dict)  # by the identity of a weight
-    _norms: dict[int, nn.Module] = field(default_factory=dict)  # by that of a running mean
-    _uses: dict[int, list[object]] = field(default_factory=dict)  # of weights and outputs, by identity
-    _calls: list[nn.Module] = field(default_factory=list)  # of batch norms
+    _owners: dict[int, nn.Module] = field(default_factory=dict)  # by the identity of a parameter or buffer
+    _shared: set[nn.Module] = field(default_factory=set)  # whose parameters or buffers somebody else has used
+    _calls: list[nn.Module] = field(default_factory=list)
+    _running: list[nn.Module] = field(default_factory=list)  # whose forwards are under way
     _made: dict[int, tuple[nn.Module, Tensor]] = field(default_factory=dict)  # an output is kept: its identity is taken
+    _uses: dict[int, list[object]] = field(default_factory=dict)  # of these, by identity
+    _forwards: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         super().__init__()
+
+    def __enter__(self) -> Flow:
         for module in self.modules:
-            weight = module._parameters.get("weight")
-            if type(module) in CONVOLUTIONS and weight is not None:
-                self._weights[id(weight)] = module
-            own_forward = "forward" in module.__dict__
-            if type(module) in BATCH_NORMS and module.running_mean is not None and not own_forward:
-                self._norms[id(module.running_mean)] = module
+            if type(module) not in (*CONVOLUTIONS, *BATCH_NORMS) or {"forward", "_conv_forward"} & set(module.__dict__):
+                continue
+            if type(module) in BATCH_NORMS and not module.track_running_stats:
+                continue
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    self._shared |= {module, self._owners[id(tensor)]} if id(tensor) in self._owners else set()
+                    self._owners[id(tensor)] = module
+            self._forwards.enter_context(own_forward(module, self._watched(module)))
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._forwards.close()
+        super().__exit__(kind, error, trace)
+
+    def _watched(self, module: nn.Module) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self._calls.append(module)
+            if module.training:  # by its batch, then
+                self._shared.add(module)
+            self._running.append(module)
+            try:
+                result = type(module).forward(module, *args, **kwargs)
+            finally:
+                self._running.pop()
+            if type(module) in CONVOLUTIONS and isinstance(result, Tensor):
+                self._made[id(result)] = (module, result)
+            return result
+
+        return forward
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if _only_looks(func):
             return result
-        norm = self._norm(func, args, kwargs)
-        if norm is not None:
-            self._calls.append(norm)
+        module = self._running[-1] if self._running else None
         for operand in _tensors((*args, *kwargs.values())):
-            if id(operand) in self._weights or id(operand) in self._made:
-                self._uses.setdefault(id(operand), []).append(norm if norm is not None else func)
-        module = self._weights.get(id(args[1])) if len(args) > 1 else None
-        if module is not None and func is CONVOLUTIONS[type(module)] and isinstance(result, Tensor):
-            self._made[id(result)] = (module, result)
+            owner = self._owners.get(id(operand))
+            if owner is not None and owner is not module:
+                self._shared.add(owner)
+            if id(operand) in self._made:
+                self._uses.setdefault(id(operand), []).append(func if module is None else module)
         return result
-
-    def _norm(self, func: Any, args: Any, kwargs: dict[str, Any]) -> nn.Module | None:
-        """The batch norm module that this call is of, as its forward makes it in eval mode."""
-        if func is not F.batch_norm:
-            return None
-        given = inspect.signature(F.batch_norm).bind(*args, **kwargs)
-        given.apply_defaults()
-        module = self._norms.get(id(given.arguments["running_mean"]))
-        if module is None or given.arguments["training"] is not False:
-            return None
-        names = ("running_mean", "running_var", "weight", "bias", "eps")
-        return module if all(given.arguments[name] is getattr(module, name) for name in names) else None
 
     def pairs(self, logits: Tensor) -> list[Pair]:
         found: list[Pair] = []
         consumers = _consumers(logits)
         for output, (convolution, made) in self._made.items():
             uses = self._uses.get(output, [])
-            weight = self._uses[id(convolution._parameters["weight"])]
             norm = uses[0] if len(uses) == 1 else None
-            if not isinstance(norm, BATCH_NORMS) or len(weight) != 1 or self._calls.count(norm) != 1:
+            if not isinstance(norm, nn.Module) or type(norm) not in BATCH_NORMS or self._shared & {convolution, norm}:
                 continue
-            if consumers[made.grad_fn] == 1:  # also of functions that are called past the watch
+            once = self._calls.count(convolution) == 1 and self._calls.count(norm) == 1
+            if once and consumers[made.grad_fn] == 1:  # also by functions that are called past the watch
                 found.append((convolution, norm))
         return found
+
+
+class own_forward:
+    """A forward for one module alone, as long as the context lasts; one that was there before comes back."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self._attributes, self._forward = module.__dict__, forward
+
+    def __enter__(self) -> None:
+        self._before = self._attributes.get("forward")
+        self._attributes["forward"] = self._forward
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is None:
+            self._attributes.pop("forward", None)
+        else:
+            self._attributes["forward"] = self._before
 
 
 def _consumers(logits: Tensor) -> collections.Counter[Any]:
@@ -142,17 +176,3 @@ def folded(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[Tensor
         shift = shift if norm.bias is None else shift + norm.bias.double()
         scaled = weight.detach() * scale.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
         return scaled, shift.to(weight.dtype)
-
-
-_seen: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], list[Pair]]] = weakref.WeakKeyDictionary()
-
-
-def known_pairs(root: nn.Module, modules: list[nn.Module]) -> list[Pair] | None:
-    """What a forward of the same modules has shown before, or None."""
-    signature, pairs = _seen.get(root, ((), []))
-    return pairs if signature == tuple(map(id, modules)) else None
-
-
-def remember_pairs(root: nn.Module, modules: list[nn.Module], pairs: list[Pair]) -> None:
-    if root not in modules[1:]:
-        _seen[root] = (tuple(map(id, modules)), [pair for pair in pairs if root not in pair])

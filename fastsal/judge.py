@@ -96,9 +96,9 @@ def _of_callable(loss: Any, scores: Tensor, y: Tensor, ids: Tensor | None) -> tu
     """
     labels = y if ids is None else y[ids.clamp(min=0)]
     with torch.enable_grad():
-        logits = scores.float() if scores.dtype.itemsize < 4 else scores.clone()
+        logits = scores.float() if scores.dtype.itemsize < 4 else scores.detach()
         logits.requires_grad_()
-        value = loss(logits, labels)
+        value = loss(logits.clone(), labels)  # a clone may be edited in place
         if not isinstance(value, Tensor) or value.shape != (len(scores),) or not value.is_floating_point():
             got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"loss: expected one loss per row, floating point of shape ({len(scores)},), got {got}")

@@ -142,9 +142,13 @@ class Buckets:
     def __call__(self, live: Tensor) -> int:
         self.counts.push(live)
         self.pushed += 1
-        if self.pushed < 2:
-            return self.sizes[-1]
-        most = self.counts.wait(self.pushed - 2)
+        return self._bucket(self.counts.wait(self.pushed - 2)) if self.pushed > 1 else self.sizes[-1]
+
+    def newest(self) -> int:
+        """The bucket of the newest number; for a later step, when it has arrived."""
+        return self._bucket(self.counts.wait(self.pushed - 1))
+
+    def _bucket(self, most: int) -> int:
         return next((size for size in self.sizes if size >= most), self.sizes[-1]) if most else 0
 
 
@@ -217,19 +221,29 @@ class LiveRows:
             self.origin = None
             self.retire(current, current, None, None, self.steps, last=True)
 
+    def padded(self) -> Tensor | None:
+        """Zeros for the next batch where it has padding, which is never written; None where it has none."""
+        if not self.sizing.pads or self.ids is None:
+            return None
+        return empty_rows(self.x, self.count).zero_()
+
     def room(self, step: int) -> Tensor | None:
         """Where the next points go; None: into memory of their own.
 
-        A padded batch starts from zeros, since padding is never written. On an accelerator, where filling it would be
-        a launch, two rooms take turns.
+        On an accelerator, where filling with zeros would be a launch, two rooms take turns.
         """
-        if not self.sizing.pads or self.ids is None:
-            return None
-        if self.x.device.type == "cpu":
-            return empty_rows(self.x, self.count).zero_()
+        if not self.sizing.pads or self.ids is None or self.x.device.type == "cpu":
+            return self.padded()
         if not self._rooms:
             self._rooms = [empty_rows(self.x, self.count).zero_() for _ in range(2)]
         return self._rooms[step % 2][: self.count]
+
+    def shrunk(self, x_k: Tensor) -> Tensor:
+        """The batch without rows that are known by now to be padding, where no row leaves any more."""
+        if isinstance(self.sizing, Buckets) and self.ids is not None:
+            self.count = min(self.count, self.sizing.newest())
+            self.ids, x_k = self.ids[: self.count], x_k[: self.count]
+        return x_k
 
     def forwarded(self, rows: int, iterate: bool = True) -> None:
         self.row_forwards += rows

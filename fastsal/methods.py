@@ -14,6 +14,7 @@ from fastsal.attack import FAT, PGD, SENSE
 from fastsal.evaluate import check_labels
 from fastsal.functional import kl_divergence
 from fastsal.live import AttackInfo
+from fastsal.model_view import logits_of
 from fastsal.threat import Bound
 
 
@@ -126,8 +127,7 @@ def _loss(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _logits(model: Any, x: Tensor) -> Tensor:
-    output = model(x)
-    logits: Tensor = getattr(output, "logits", output)
+    logits: Tensor = logits_of(model(x))
     return logits
 
 

@@ -162,12 +162,16 @@ def _check_model(model: Any, parameters: list[nn.Parameter], x: Tensor) -> torch
     """Refuses a model on another device or precision than x; names the dtype that a 16-bit model wants x cast to."""
     if not callable(model):
         raise TypeError(f"model: expected a callable that returns logits, got {type(model).__name__}")
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
+        raise ValueError("model: expected initialised parameters, got lazy ones: run it once on a batch like x first")
     if any(p.is_inference() for p in parameters):
         raise ValueError(
             "model: expected parameters made outside torch.inference_mode(), got inference tensors, which autograd "
             "cannot use"
         )
     devices = {p.device for p in parameters}
+    if any(device.type == "meta" for device in devices) and x.device.type != "meta":
+        raise ValueError("model: expected parameters with values, got some on device meta")
     if devices and x.device not in devices:
         found = ", ".join(sorted(map(str, devices)))
         raise ValueError(f"x: expected device {found}, that of the model's parameters, got {x.device}")
@@ -182,8 +186,15 @@ def _check_model(model: Any, parameters: list[nn.Parameter], x: Tensor) -> torch
     return None
 
 
+def logits_of(output: Any) -> Any:
+    """What of a model's output are its logits: its attribute of that name, or the first of several."""
+    if hasattr(output, "logits"):
+        return output.logits
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
 def checked_logits(output: Any, rows: int) -> Tensor:
-    logits = getattr(output, "logits", output)
+    logits = logits_of(output)
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"model: expected a tensor of logits (N, C), or an object with .logits, got {type(output).__name__}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
 
-HERE = str(Path(__file__).parent)
+HERE = os.path.join(str(Path(__file__).parent), "")
 
 
 class FallbackWarning(UserWarning):

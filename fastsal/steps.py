@@ -61,7 +61,7 @@ class Momentum(Fixed):
         length = pull.abs().flatten(1).sum(1)
         usable = length.isfinite()
         pull = pull / length.clamp(min=torch.finfo(x_k.dtype).tiny).view(rowwise)
-        before = torch.zeros_like(pull) if self.velocity is None else self.velocity
+        before = torch.zeros_like(pull) if self.velocity is None else self.velocity[: len(pull)]
         velocity = torch.where(usable.view(rowwise), self.decay * before + pull, before)
         following, _ = self.threat.step(self.x, x_k, velocity, live.rows, live.ids, live.room(k))
         kept = x_k if live.rows is None else x_k[live.rows]

@@ -14,6 +14,7 @@ from fastsal.checks import FLOATS, NORMS, channel_view
 from fastsal.facts import Check, Facts
 
 _random_start = torch.ops.fastsal.random_start.default
+_random_start_out = torch.ops.fastsal.random_start.out
 _pgd_step = torch.ops.fastsal.pgd_step.default
 _pgd_step_out = torch.ops.fastsal.pgd_step.out
 
@@ -187,9 +188,20 @@ class Threat:
         topk = topk_of(l1_sparsity, math.prod(x.shape[1:]))
         return cls(norm_order(norm), size, -step if descend else step, low, high, topk)
 
-    def start(self, x: Tensor, seed: Tensor, sample_ids: Tensor | None, ids: Tensor | None = None) -> Tensor:
-        """x_0 = project(x + noise) for the samples `ids` (all of them if None)."""
-        x_0: Tensor = _random_start(x, self.eps, seed, sample_ids, self.clip_min, self.clip_max, ids, self.p)
+    def start(
+        self,
+        x: Tensor,
+        seed: Tensor,
+        sample_ids: Tensor | None,
+        ids: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """x_0 = project(x + noise) for the samples `ids` (all of them if None), into `out` where given."""
+        operands = (x, self.eps, seed, sample_ids, self.clip_min, self.clip_max, ids, self.p)
+        if out is not None:
+            _random_start_out(*operands, start_out=out)
+            return out
+        x_0: Tensor = _random_start(*operands)
         return x_0
 
     def step(

@@ -22,7 +22,6 @@ from fastsal.precision import bf16_pays
 CONVOLUTIONS_2D = (nn.Conv2d, nn.ConvTranspose2d)
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 VIEWED = "view size is not compatible"  # in what torch says of a .view that a layout forbids
-_wants_contiguous: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class View:
@@ -40,15 +39,15 @@ class View:
         swaps: ExitStack,
         normalize: Normalize | None,
         backend: str | None,
+        without: dict[str, str],
     ) -> None:
         self._inner, self._module, self._swaps = model.inner, model.module, swaps
         self._modules = [] if model.module is None else list(model.module.modules())
-        self._x = x
+        self._x, self._without = x, without
         self._precision = precision
         self.notes: dict[str, str] = {}
         self.seconds = 0.0
         self._flow: fold.Flow | None = None
-        self._known: list[fold.Pair] | None = None  # since an earlier call
         self._pairs: list[fold.Pair] | None = None  # to be folded before the next forward
         self._originals: dict[tuple[nn.Module, str], Tensor | None] = {}
         opaque = _opaque(model.module)
@@ -59,9 +58,15 @@ class View:
         self._prepare_folding(levers, opaque)
         self._normalize = None if normalize is None else normalize.on(x, self.dtype or x.dtype)
         self._compiled = self._chosen_compilation(backend, opaque)
-        self._forwards = 0
+        self._clones = self._refusal("clones") is not None
+        self._backwards = 0
 
     # ----------------------------------------------------------------------------------------- choices
+
+    def _refusal(self, lever: str) -> str | None:
+        """Why the model is known not to take a lever, by this call or an earlier one, or None."""
+        known = {} if self._module is None else _refused.get(self._module, {})
+        return self._without.get(lever, known.get(lever))
 
     def _chosen_precision(self, precision: str, opaque: str | None) -> bool:
         """Whether the model runs under autocast to bf16; ``dtype`` is then bf16 too."""
@@ -76,6 +81,8 @@ class View:
             why = "that of the autocast around the call"
         elif precision == "auto" and opaque is not None:
             why = f"fp32: {opaque}"
+        elif precision == "auto" and (refused := self._refusal("precision")) is not None:
+            why = f"fp32: {refused}"
         if why:
             self.notes["precision"] = why
             return False
@@ -96,8 +103,9 @@ class View:
             note = f"off: {opaque}"
         elif not any(type(part) in CONVOLUTIONS_2D for part in self._modules):
             note = "off: no 2-D convolution"
-        elif self._module in _wants_contiguous:
-            note = "off: the model views a tensor as another shape"
+        elif (refused := self._refusal("channels_last")) is not None:
+            self.notes["channels_last"] = f"off: {refused}"
+            return plain
         else:
             self.notes["channels_last"] = "on"
             return last
@@ -123,9 +131,7 @@ class View:
         if why is not None or self._module is None:
             self.notes["fold_batch_norm"] = why or "off: not a module"
             return
-        self._known = fold.known_pairs(self._module, self._modules)
-        if self._known is None:
-            self._flow = fold.Flow(self._modules)
+        self._flow = fold.Flow(self._modules)
         self.notes["fold_batch_norm"] = "off: no second forward was made"
 
     # ----------------------------------------------------------------------------------------- weights
@@ -167,8 +173,7 @@ class View:
             weight, bias = fold.folded(weight, self._original(convolution, "bias"), norm)
             self._swap(convolution, "weight", self._as_laid_out(convolution, weight))
             self._swap(convolution, "bias", self._in_precision(bias))
-            self._swaps.callback(norm.__dict__.pop, "forward")
-            norm.__dict__["forward"] = _as_it_is
+            self._swaps.enter_context(fold.own_forward(norm, _as_it_is))
         self.notes["fold_batch_norm"] = f"on: {len(pairs)} folded" if pairs else "off: none follows a convolution"
 
     # ------------------------------------------------------------------------------------------- calls
@@ -177,51 +182,56 @@ class View:
         """The points as the model takes them, and their logits; a gradient is one with respect to the first."""
         begin = time.perf_counter()
         self._settle()
+        before = x_k._version
         leaf = x_k.detach() if self.dtype is None else x_k.detach().to(self.dtype)
+        leaf = leaf.clone() if self._clones else leaf
         leaf.requires_grad_(gradient)
         watch = self._flow if gradient and self._flow is not None else nullcontext()
-        with torch.set_grad_enabled(gradient), self._context(), watch:
-            try:
-                points = leaf if self._normalize is None else self._normalize(leaf)
-                compiled = self._compiled if self._flow is None and self._known is None else None
-                output = self._inner(points) if compiled is None else compiled(self._inner, points)
-            except RuntimeError as error:
-                if self._forwards or self.notes["channels_last"] != "on" or VIEWED not in str(error):
-                    raise
-                raise ChannelsLastRefused from error
-            z = checked_logits(output, len(x_k))
+        compiled = self._compiled if self._flow is None else None
+        with torch.set_grad_enabled(gradient), self.context(), watch, self._refusals():
+            points = leaf if self._normalize is None else self._normalize(leaf)
+            output = self._inner(points) if compiled is None else compiled(self._inner, points)
+        if x_k._version != before:
+            raise Refused("clones", "the model edits its input in place")
+        z = checked_logits(output, len(x_k))
         if self._compiled is not None and self._compiled.failed is not None:
             self.notes["compile"] = f"off: {self._compiled.failed}"
-        if gradient:
-            self._find_pairs(z)
-        self._forwards += 1
+        if gradient and self._flow is not None:
+            self._pairs, self._flow = self._flow.pairs(z), None
         self.seconds += time.perf_counter() - begin
         return leaf, z
 
     def gradient(self, z: Tensor, leaf: Tensor, ascent: Tensor) -> Tensor:
         begin = time.perf_counter()
-        with self._context():
+        with self.context(), self._refusals():
             (gradient,) = torch.autograd.grad(z, leaf, ascent)
+        self._backwards += 1
         self.seconds += time.perf_counter() - begin
         return gradient
 
-    def _context(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Until the first backward is over: an error that says that the model does not take a lever is a
+        :class:`Refused`, and no error of the model."""
+        try:
+            yield
+        except (RuntimeError, TypeError) as error:
+            if self._backwards == 0:
+                text = str(error)
+                if self.notes["channels_last"] == "on" and VIEWED in text:
+                    raise Refused("channels_last", "the model views a tensor as another shape") from error
+                if self._autocast and self._precision == "auto" and ("BFloat16" in text or "bfloat16" in text):
+                    raise Refused("precision", f"the model does not take bf16: {text.splitlines()[0]}") from error
+            raise
+
+    def context(self) -> AbstractContextManager[Any]:
+        """What the model runs in: autocast, where the attack is in bf16."""
         device = self._x.device.type
         if self._autocast:
             return torch.autocast(device, torch.bfloat16, cache_enabled=False)
         if self._precision == "fp32" and _inside_autocast(device):
             return torch.autocast(device, enabled=False)
         return nullcontext()
-
-    def _find_pairs(self, z: Tensor) -> None:
-        """What can be folded, by the first forward with gradients: of this call, or of an earlier one.
-
-        Either way that forward runs unfolded, so that every call of an attack rounds alike.
-        """
-        if self._flow is not None and self._module is not None:
-            self._known, self._flow = self._flow.pairs(z), None
-            fold.remember_pairs(self._module, self._modules, self._known)
-        self._pairs, self._known = self._known, None
 
     def _settle(self) -> None:
         """Folds what was found. Not before the backward of that forward is over: it may run parts of it again."""
@@ -230,20 +240,30 @@ class View:
             self._fold(pairs)
 
 
-class ChannelsLastRefused(RuntimeError):
-    """The model views a tensor as another shape, which needs a contiguous one."""
+class Refused(Exception):
+    """A model does not take a lever: the attack begins again without it."""
+
+    def __init__(self, lever: str, why: str) -> None:
+        super().__init__(f"{lever}: {why}")
+        self.lever, self.why = lever, why
 
 
-def wants_contiguous(model: Any) -> None:
-    """Remembers that this model cannot take channels_last, and says so once."""
+_refused: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
+INSTEAD = {
+    "channels_last": "its images stay contiguous instead of channels_last, which is faster; .flatten or .reshape in "
+    "place of .view takes both",
+    "precision": "it is attacked in fp32",
+    "clones": "each of its inputs is a copy, which costs time and memory",
+}
+
+
+def remember(model: Any, without: dict[str, str]) -> None:
+    """From now on this model is attacked without these levers; said once."""
     module = module_of(unwrapped(model))
-    if module is not None and module not in _wants_contiguous:
-        _wants_contiguous.add(module)
-        said.warn(
-            f"model: {type(module).__name__} calls .view on a tensor, so that its images stay contiguous instead of "
-            "channels_last, which is faster; .flatten or .reshape takes both",
-            said.FallbackWarning,
-        )
+    for lever, why in without.items():
+        if module is not None and lever not in _refused.setdefault(module, {}):
+            _refused[module][lever] = why
+            said.warn(f"{type(module).__name__}: {why}: {INSTEAD[lever]}", said.FallbackWarning)
 
 
 @contextmanager
@@ -254,10 +274,11 @@ def viewed(
     precision: str,
     normalize: Normalize | None = None,
     backend: str | None = None,
+    without: dict[str, str] | None = None,
 ) -> Iterator[View]:
     """The view of a model for one attack on inputs like x; leaving puts everything back, whatever happened."""
     with frozen(model, x) as inner, ExitStack() as swaps:
-        yield View(inner, x, levers, precision, swaps, normalize, backend)
+        yield View(inner, x, levers, precision, swaps, normalize, backend, without or {})
 
 
 def _as_it_is(x: Tensor) -> Tensor:

@@ -139,3 +139,26 @@ def test_the_default_device_does_not_matter() -> None:
     torch.set_rng_state(expected_state)
     with torch.device("meta"):
         assert torch.equal(fastsal.PGD(model, 0.1)(x, y), expected)
+
+
+def test_models_that_return_a_tuple_are_attacked_and_trained_by_its_first_entry() -> None:
+    class Pair(nn.Linear):
+        def forward(self, x: Tensor) -> tuple[Tensor, str]:
+            return super().forward(x), "and what else it has to say"
+
+    model, x, y = Pair(6, 3), torch.rand(4, 6), torch.tensor([0, 1, 2, 0])
+    plain = nn.Linear(6, 3)
+    plain.load_state_dict(model.state_dict())
+    attack = dict(eps=0.1, steps=2, c=None, seed=0)
+    assert torch.equal(fastsal.perturb(model, x, y, **attack), fastsal.perturb(plain, x, y, **attack))
+    for method in ("natural", "sense", "trades"):
+        fastsal.train(model, [(x, y)], method=method, epochs=1, steps=2, progress=False)
+
+
+def test_parameters_without_values_are_refused_by_name() -> None:
+    x, y = torch.rand(4, 6), torch.tensor([0, 1, 2, 0])
+    half = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3, device="meta"))
+    with pytest.raises(ValueError, match="model: expected parameters with values, got some on device meta"):
+        fastsal.PGD(half)(x, y)
+    with pytest.raises(ValueError, match="model: expected initialised parameters, got lazy ones"):
+        fastsal.PGD(nn.LazyLinear(3))(x, y)

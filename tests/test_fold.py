@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -60,6 +62,13 @@ class Block(nn.Module):
             b = b + self.conv1(x.flip(-1))
         if self.spoil == "the weight elsewhere":
             b = b * self.conv1.weight.mean()
+        if self.spoil == "the weight by itself":
+            b = self.norm1(F.conv2d(x, self.conv1.weight, padding=1))
+        if self.spoil == "the norm's numbers":
+            norm = self.norm1
+            b = F.batch_norm(a, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.1, norm.eps)
+        if self.spoil == "the norm's bias elsewhere":
+            b = b + self.norm1.bias.view(1, -1, 1, 1)
         if self.spoil == "in place":
             b = self.norm1(self.conv1(x).mul_(2))
         return self.head(self.norm2(self.conv2(F.relu(b))).mean((2, 3)))
@@ -101,6 +110,9 @@ SPOILED = (
     "the norm twice",
     "the convolution twice",
     "the weight elsewhere",
+    "the weight by itself",
+    "the norm's numbers",
+    "the norm's bias elsewhere",
     "in place",
 )
 
@@ -237,6 +249,72 @@ def test_every_call_gives_the_same_bits_whether_or_not_the_pairs_are_known() -> 
         model = settled(Block())
         first, second = (fastsal.perturb(model, x, y, eps=0.1, steps=3, seed=3, norm="L2", **how) for _ in range(2))
         assert torch.equal(first, second)
+
+
+class TwoWays(Block):
+    """One convolution, two batch norms: which of them is a matter of the moment (AdvProp)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm3, self.auxiliary, self.skipped = nn.BatchNorm2d(4), False, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.conv1(x)
+        b = a if self.skipped else (self.norm3 if self.auxiliary else self.norm1)(a)
+        return self.head(self.norm2(self.conv2(F.relu(b))).mean((2, 3)))
+
+
+def test_a_model_that_goes_another_way_at_the_next_call() -> None:
+    model = settled(TwoWays()).double()
+    x, y = batch()
+    how = {"eps": 0.1, "steps": 3, "c": None, "norm": "L2", "seed": 3}
+    for change in ({"auxiliary": True}, {"auxiliary": False}, {"skipped": True}, {"skipped": False}):
+        vars(model).update(change)
+        expected = fastsal.perturb(model, x.double(), y, fast=False, **how)
+        torch.testing.assert_close(fastsal.perturb(model, x.double(), y, **how), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["conv1", "norm1"])
+def test_a_forward_of_your_own_stays(name: str) -> None:
+    model = settled(Block()).double()
+    x, y = batch()
+    how = {"eps": 0.1, "steps": 3, "c": None, "norm": "L2", "seed": 3}
+    fastsal.perturb(model, x.double(), y, **how)
+    part = getattr(model, name)
+    usual = type(part).forward
+
+    def mine(z: Tensor) -> Tensor:
+        return 2 * usual(part, z)
+
+    part.forward = mine
+    expected = fastsal.perturb(model, x.double(), y, fast=False, **how)
+    torch.testing.assert_close(fastsal.perturb(model, x.double(), y, **how), expected, rtol=0, atol=1e-9)
+    assert part.forward is mine
+
+
+def test_an_attack_within_an_attack_on_the_same_model() -> None:
+    model = settled(Block()).double()
+    x, y = batch()
+    x = x.double()
+    how = {"eps": 0.1, "steps": 3, "c": None, "norm": "L2", "seed": 3}
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        inner = fastsal.perturb(model, x, labels, **{**how, "eps": 0.01})
+        return F.cross_entropy(logits, labels, reduction="none") + (inner - x).detach().flatten(1).sum(1)
+
+    found = fastsal.perturb(model, x, y, loss=loss, **how)
+    torch.testing.assert_close(found, fastsal.perturb(model, x, y, fast=False, **how), rtol=0, atol=1e-9)
+    assert "forward" not in model.norm1.__dict__
+
+
+def test_models_are_freed() -> None:
+    model = settled(Block())
+    model.norm1.root = [model]  # a child that refers back
+    fastsal.perturb(model, *batch(), eps=0.1, steps=2, c=None)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_hooks_forbid_it() -> None:

@@ -104,7 +104,9 @@ class Views(nn.Module):
 def test_a_model_that_calls_view_stays_contiguous_and_is_told_once() -> None:
     model, x, y = Views(), torch.rand(4, 2, 6, 6), torch.randint(5, (4,))
     attack = fastsal.PGD(model, eps=0.1, steps=2)
-    with pytest.warns(fastsal.FallbackWarning, match="Views calls .view") as caught:
+    with pytest.warns(
+        fastsal.FallbackWarning, match="Views: the model views a tensor as another shape: its images stay"
+    ) as caught:
         found, info = attack(x, y, seed=1, return_info=True)
     assert caught[0].filename == __file__
     assert info.levers["channels_last"] == "off: the model views a tensor as another shape"
@@ -123,8 +125,61 @@ def test_an_error_of_the_model_is_not_taken_for_one_of_layout() -> None:
             raise RuntimeError("mine")
 
     x = torch.rand(4, 2, 6, 6)
-    with pytest.raises(RuntimeError, match="mine"), pytest.warns(fastsal.FallbackWarning):
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="mine"):
+        warnings.simplefilter("error")
         fastsal.PGD(Fails(), eps=0.1, steps=2)(x, torch.randint(5, (4,)))
+
+
+class ViewsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return (2 * grad.view(len(grad), -1)).view(grad.shape)
+
+
+def test_a_backward_that_calls_view_and_images_that_lie_channels_last() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.b(ViewsBackward.apply(self.a(x))).mean((2, 3)))
+
+    x, y = torch.rand(4, 2, 8, 8).contiguous(memory_format=torch.channels_last), torch.randint(5, (4,))
+    for model in (Model(), nn.Sequential(nn.Conv2d(2, 4, 3), nn.Unflatten(1, (4, 1)), Viewed(), nn.Linear(144, 5))):
+        with pytest.warns(fastsal.FallbackWarning, match="its images stay contiguous"):
+            found = fastsal.PGD(model, eps=0.1, steps=2)(x, y, seed=1)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        expected = fastsal.PGD(model, eps=0.1, steps=2, fast=False)(x.contiguous(), y, seed=1)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+class Viewed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    "options", [{"c": 0.01}, {"c": None, "step_rule": "apgd"}, {"c": 0.01, "fast": False}], ids=str
+)
+def test_a_model_that_edits_its_input_moves_nothing_out_of_the_ball(options) -> None:
+    class Clamps(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x.clamp_(0.2, 0.8)
+            return super().forward(x)
+
+    model, x, y = Clamps(12, 3), torch.rand(6, 12), torch.tensor([0, 1, 2, 0, 1, 2])
+    before = x.clone()
+    with pytest.warns(fastsal.FallbackWarning, match="edits its input in place: each of its inputs is a copy"):
+        found = fastsal.perturb(
+            model, x, y, eps=0.05, steps=3, seed=0, precision="fp32" if "fast" not in options else "auto", **options
+        )
+    assert torch.equal(x, before) and (found - x).abs().max() <= 0.05
 
 
 # ---------------------------------------------------------------------------------------------- precision
@@ -169,6 +224,51 @@ def test_in_bf16_the_model_sees_bf16_and_its_weights_come_back(cases) -> None:
     assert set(seen) == {(torch.bfloat16,) * 4}
     assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
     assert model.conv.weight.dtype == torch.float32
+
+
+class NoHalf(nn.Module):
+    """Needs its weights in fp32, outside of what autocast sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) / torch.linalg.matrix_norm(self.fc.weight, 2)
+
+
+def test_a_model_that_does_not_take_bf16_is_attacked_in_fp32_where_that_was_a_choice(monkeypatch) -> None:
+    monkeypatch.setattr(fastsal.view, "bf16_pays", lambda device: (True, "here it pays"))
+    model, x, y = NoHalf(), torch.rand(4, 6), torch.randint(3, (4,))
+    with pytest.warns(
+        fastsal.FallbackWarning, match="NoHalf: the model does not take bf16: .*: it is attacked in fp32"
+    ):
+        found, info = fastsal.PGD(model, eps=0.1, steps=2)(x, y, seed=0, return_info=True)
+    assert info.levers["precision"].startswith("fp32: the model does not take bf16")
+    assert torch.equal(found, fastsal.PGD(model, eps=0.1, steps=2, fast=False)(x, y, seed=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastsal.PGD(model, eps=0.1, steps=2)(x, y, seed=0)
+    with pytest.raises(RuntimeError, match="BFloat16"):
+        fastsal.PGD(NoHalf(), eps=0.1, steps=2, precision="bf16")(x, y, seed=0)
+
+
+@pytest.mark.parametrize("options", [{"loss": "kl"}, {"tau": 1}], ids=str)
+def test_bf16_is_no_choice_where_its_effect_was_not_measured(options, monkeypatch) -> None:
+    monkeypatch.setattr(fastsal.view, "bf16_pays", lambda device: (True, "here it pays"))
+    x, y = torch.rand(4, 6), torch.randint(3, (4,))
+    _, info = fastsal.PGD(nn.Linear(6, 3), eps=0.1, steps=2, **options)(x, y, return_info=True)
+    assert info.levers["precision"].startswith("fp32")
+
+
+def test_a_callable_loss_may_use_the_model_in_bf16() -> None:
+    model, x, y = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)), torch.rand(4, 6), torch.randint(3, (4,))
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        logits[torch.arange(len(labels)), labels] -= 1  # in place
+        return nn.functional.cross_entropy(logits, labels, reduction="none") + model(x).sum().detach()
+
+    fastsal.PGD(model, eps=0.1, steps=2, loss=loss, precision="bf16")(x, y)
 
 
 def test_inside_your_autocast_the_attack_stays_there_unless_you_say_fp32() -> None:
@@ -238,6 +338,41 @@ def test_any_upper_bounds_give_the_same_result(cases, seed, monkeypatch) -> None
     assert torch.equal(info.stop_step, exact.stop_step)
     assert ((found - expected).abs() > 1e-9).double().mean() <= 1e-4
     assert info.row_forwards >= exact.row_forwards
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+def test_a_batch_that_is_decided_once_shrinks_once(cases, momentum) -> None:
+    """In the warm-up epochs no row leaves later: the count of the first retirement is what there is."""
+    model, x, y = cases["convolutional"]
+    how = {"eps": 0.05, "steps": 6, "c": 0.4, "truncate": False, "momentum": momentum, "seed": SEED}
+    expected, exact = fastsal.perturb(model, x, y, return_info=True, **how)
+    levers = fastsal.Levers(live_rows="buckets")
+    found, info = fastsal.perturb(model, x, y, fast=levers, return_info=True, **how)
+    assert ((found - expected).abs() > 1e-9).double().mean() <= 1e-4
+    assert torch.equal(info.stop_step, exact.stop_step) and info.stepped == exact.stepped
+    assert exact.row_forwards < info.row_forwards < 6 * len(x)
+
+
+@pytest.mark.parametrize("sizing", ["buckets", "off"])
+def test_padding_of_a_start_is_zero(cases, sizing, monkeypatch) -> None:
+    seen = []
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.detach().clone())
+            return model(x)
+
+    model, x, y = cases["dense"]
+    garbage = torch.empty_strided
+
+    def empty(*args: Any, **options: Any) -> Tensor:
+        fresh = garbage(*args, **options)
+        return fresh.fill_(torch.nan) if fresh.is_floating_point() else fresh
+
+    monkeypatch.setattr(torch, "empty_strided", empty)
+    levers = fastsal.Levers(live_rows=sizing)
+    fastsal.perturb(Watched(), x, y, eps=0.05, steps=4, c=0.6, decide_at="clean", fast=levers)
+    assert all(z.isfinite().all() for z in seen) and any((z == 0).flatten(1).all(1).any() for z in seen)
 
 
 def test_padding_holds_numbers() -> None:

@@ -194,6 +194,8 @@ def test_friendly_stops_are_the_same_in_padded_batches(mlp, sizing) -> None:
     ("make", "message"),
     [
         (lambda m: fastsal.PGD(m, momentum=-1), "momentum: expected a number in"),
+        (lambda m: fastsal.PGD(m, momentum=math.inf), "momentum: expected a number in"),
+        (lambda m: fastsal.FAT(m, targeted=True), "tau: expected None when targeted=True"),
         (lambda m: fastsal.FAT(m, tau=-1), "tau: expected an integer >= 0, got -1"),
         (lambda m: fastsal.FAT(m, tau=1.5), "tau: expected an integer >= 0, got 1.5"),
         (lambda m: fastsal.APGD(m, rho=2), "rho: expected a number in"),

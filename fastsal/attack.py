@@ -185,8 +185,9 @@ class Attack:
             key = seed_of(seed, generator, x.device)
             random_state.keep()
             if len(x) == 0 or self.steps == 0 or largest == [0.0]:
-                live = LiveRows(x, 0)
+                live = LiveRows(x, self.steps)
                 live.finish(x.clone())
+                live.stop.fill_(-1)
                 levers, seconds = dict[str, str](), {"model": 0.0}
             else:
                 live, levers, seconds = self._run(threat, x, y, labels, key, sample_ids)

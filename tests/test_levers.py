@@ -86,6 +86,15 @@ def test_what_is_on_is_said(cases) -> None:
     assert info.ignored_share == float(info.ignored.double().mean())
 
 
+@pytest.mark.parametrize("how", [{"eps": 0.0}, {"steps": 0}], ids=str)
+def test_an_attack_that_may_do_nothing_says_so(how) -> None:
+    x, y = torch.rand(4, 3), torch.tensor([0, 1, 0, 1])
+    _, info = fastsal.perturb(nn.Linear(3, 2), x, y, **{"eps": 0.1, "steps": 5, **how}, return_info=True)
+    steps = how.get("steps", 5)
+    assert info.steps == steps and info.stop_step.tolist() == [-1] * 4 and info.stepped == [0] * steps
+    assert info.row_forwards == info.row_backwards == 0
+
+
 # ------------------------------------------------------------------------------------------------- layout
 
 

@@ -170,11 +170,11 @@ def _check_model(model: Any, parameters: list[nn.Parameter], x: Tensor) -> torch
             "cannot use"
         )
     devices = {p.device for p in parameters}
-    if any(device.type == "meta" for device in devices) and x.device.type != "meta":
-        raise ValueError("model: expected parameters with values, got some on device meta")
     if devices and x.device not in devices:
         found = ", ".join(sorted(map(str, devices)))
         raise ValueError(f"x: expected device {found}, that of the model's parameters, got {x.device}")
+    if any(device.type == "meta" for device in devices) and x.device.type != "meta":
+        raise ValueError("model: expected parameters with values, got some on device meta")
     dtypes = {p.dtype for p in parameters if p.is_floating_point()}
     if len(dtypes) != 1:
         return None

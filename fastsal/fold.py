@@ -47,8 +47,8 @@ class Flow(TorchFunctionMode):
         for module in self.modules:
             if type(module) not in (*CONVOLUTIONS, *BATCH_NORMS) or {"forward", "_conv_forward"} & set(module.__dict__):
                 continue
-            if type(module) in BATCH_NORMS and not module.track_running_stats:
-                continue
+            if type(module) in BATCH_NORMS and (module.running_mean is None or module.running_var is None):
+                continue  # it goes by its batch
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
                     self._shared |= {module, self._owners[id(tensor)]} if id(tensor) in self._owners else set()

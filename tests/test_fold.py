@@ -292,6 +292,15 @@ def test_a_forward_of_your_own_stays(name: str) -> None:
     assert part.forward is mine
 
 
+def test_a_norm_whose_statistics_were_taken_away_goes_by_its_batch() -> None:
+    model = settled(Block()).double()
+    model.norm1.running_mean = model.norm1.running_var = None  # its track_running_stats still says True
+    x, y = batch()
+    how = {"eps": 0.1, "steps": 3, "c": None, "norm": "L2", "seed": 3}
+    expected = fastsal.perturb(model, x.double(), y, fast=False, **how)
+    torch.testing.assert_close(fastsal.perturb(model, x.double(), y, **how), expected, rtol=0, atol=1e-9)
+
+
 def test_an_attack_within_an_attack_on_the_same_model() -> None:
     model = settled(Block()).double()
     x, y = batch()

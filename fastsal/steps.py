@@ -105,7 +105,7 @@ class AutoPGD:
         self.before = self.best = self.best_gradient = self.returned = x
 
     def __call__(self, k: int, x_k: Tensor, gradient: Tensor, verdict: Verdict, live: LiveRows) -> Moved:
-        gradient = gradient.to(x_k.dtype)
+        gradient = gradient.to(x_k.dtype, copy=True)  # kept for longer than the view promises
         self._see(k, x_k, gradient, verdict)
         if k in self.looks and k > 0:
             x_k, gradient = self._look_back(k, x_k, gradient)

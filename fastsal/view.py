@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastsal import fold, said
 from fastsal.compiled import CompiledForward, compiled_forward
+from fastsal.graphs import RECORDERS, Graphs, Recorded, graphs_of, unrecordable
 from fastsal.levers import Levers
 from fastsal.model_view import Frozen, checked_logits, frozen, module_of, unwrapped
 from fastsal.normalize import Normalize
@@ -49,13 +50,18 @@ class View:
         self.seconds = 0.0
         self._flow: fold.Flow | None = None
         self._pairs: list[fold.Pair] | None = None  # to be folded before the next forward
+        self._folded: tuple[int, ...] = ()  # the norms that are
         self._originals: dict[tuple[nn.Module, str], Tensor | None] = {}
         opaque = _opaque(model.module)
         self.dtype = model.cast
         self._autocast = self._chosen_precision(precision, opaque)
         self.format = self._chosen_format(levers, opaque)
+        self._graphs = self._chosen_graphs(levers, opaque, backend)
+        self._recorded: Recorded | None = None  # that of the last forward
+        self._addresses: Any = None  # what a recording depends on, once it is known
         self._swap_weights()
         self._prepare_folding(levers, opaque)
+        self._constants = normalize
         self._normalize = None if normalize is None else normalize.on(x, self.dtype or x.dtype)
         self._compiled = self._chosen_compilation(backend, opaque)
         self._clones = self._refusal("clones") is not None
@@ -123,6 +129,31 @@ class View:
             return compiled
         return None
 
+    def _chosen_graphs(self, levers: Levers, opaque: str | None, backend: str | None) -> Graphs | None:
+        why = None
+        if not levers.cuda_graphs:
+            why = "off"
+        elif opaque is not None or self._module is None:
+            why = f"off: {opaque}"
+        elif self._x.device.type not in RECORDERS:
+            why = f"off: x is on {self._x.device.type}"
+        elif levers.live_rows == "exact":
+            why = "off: live_rows='exact' makes batches of any size"
+        elif backend is not None:
+            why = "off: the model is compiled"
+        elif (reason := self._refusal("clones") or unrecordable(self._modules)) is not None:
+            why = f"off: {reason}"
+        else:
+            graphs = graphs_of(self._module, self._x.device)
+            if graphs.failed is None and not graphs.in_use:
+                graphs.in_use = True
+                self._swaps.callback(setattr, graphs, "in_use", False)
+                self.notes["cuda_graphs"] = "off: nothing was recorded"
+                return graphs
+            why = f"off: {graphs.failed or 'an attack on this model is under way'}"
+        self.notes["cuda_graphs"] = why
+        return None
+
     def _prepare_folding(self, levers: Levers, opaque: str | None) -> None:
         why = "off" if not levers.fold_batch_norm else None
         why = why or (None if opaque is None else f"off: {opaque}")
@@ -139,6 +170,8 @@ class View:
     def _swap(self, part: nn.Module, name: str, value: Tensor) -> None:
         """Another tensor for a parameter, until the attack ends. Its place among the parameters stays."""
         self._originals.setdefault((part, name), part._parameters[name])
+        if self._graphs is not None:
+            value = self._graphs.place(self._modules.index(part), name, value)
         self._swaps.callback(part._parameters.__setitem__, name, part._parameters[name])
         part._parameters[name] = nn.Parameter(value, requires_grad=False)
 
@@ -167,6 +200,7 @@ class View:
         return value.detach().to(torch.bfloat16) if self._autocast and value.dtype == torch.float32 else value
 
     def _fold(self, pairs: list[fold.Pair]) -> None:
+        self._folded = tuple(self._modules.index(norm) for _, norm in pairs)
         for convolution, norm in pairs:
             weight = self._original(convolution, "weight")
             assert weight is not None
@@ -182,6 +216,10 @@ class View:
         """The points as the model takes them, and their logits; a gradient is one with respect to the first."""
         begin = time.perf_counter()
         self._settle()
+        recorded = self._replayed(x_k, gradient)
+        if recorded is not None:
+            self.seconds += time.perf_counter() - begin
+            return recorded.leaf, recorded.z if gradient else recorded.z.clone()
         before = x_k._version
         leaf = x_k.detach() if self.dtype is None else x_k.detach().to(self.dtype)
         leaf = leaf.clone() if self._clones else leaf
@@ -189,7 +227,7 @@ class View:
         watch = self._flow if gradient and self._flow is not None else nullcontext()
         compiled = self._compiled if self._flow is None else None
         with torch.set_grad_enabled(gradient), self.context(), watch, self._refusals():
-            points = leaf if self._normalize is None else self._normalize(leaf)
+            points = self._normalized(leaf)
             output = self._inner(points) if compiled is None else compiled(self._inner, points)
         if x_k._version != before:
             raise Refused("clones", "the model edits its input in place")
@@ -201,10 +239,49 @@ class View:
         self.seconds += time.perf_counter() - begin
         return leaf, z
 
+    def _normalized(self, leaf: Tensor) -> Tensor:
+        return leaf if self._normalize is None else self._normalize(leaf)
+
+    def _replayed(self, x_k: Tensor, gradient: bool) -> Recorded | None:
+        """The forward by a graph, or None where it has to run as it is; so has one that is watched."""
+        self._recorded = None
+        graphs = self._graphs
+        if graphs is None or self._flow is not None:
+            return None
+        if self._addresses is None:
+            self._addresses = self._looked_up()
+
+        def logits(leaf: Tensor) -> Tensor:
+            with self.context():
+                return checked_logits(self._inner(self._normalized(leaf)), len(leaf))
+
+        with torch.enable_grad(), self._refusals():
+            self._recorded = graphs.forward(self._addresses, x_k, self.dtype, logits, gradient)
+        if graphs.failed is not None:
+            self._graphs, self.notes["cuda_graphs"] = None, f"off: {graphs.failed}"
+        elif self._recorded is not None:
+            self.notes["cuda_graphs"] = "on"
+        return self._recorded
+
+    def _looked_up(self) -> Any:
+        """What a recording depends on: where parameters and buffers are, what is folded, and the constants of ours."""
+        tensors = [
+            None if tensor is None else (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            for part in self._modules
+            for tensor in (*part._parameters.values(), *part._buffers.values())
+        ]
+        return tuple(tensors), self._folded, self._constants, self._autocast
+
     def gradient(self, z: Tensor, leaf: Tensor, ascent: Tensor) -> Tensor:
+        """The gradient of the points; until the next forward."""
         begin = time.perf_counter()
-        with self.context(), self._refusals():
-            (gradient,) = torch.autograd.grad(z, leaf, ascent)
+        if self._recorded is not None:
+            self._recorded.ascent.copy_(ascent)
+            self._recorded.backward()
+            gradient = self._recorded.gradient
+        else:
+            with self.context(), self._refusals():
+                (gradient,) = torch.autograd.grad(z, leaf, ascent)
         self._backwards += 1
         self.seconds += time.perf_counter() - begin
         return gradient

@@ -2,10 +2,14 @@
 
 Under FakeTensorMode ``.item()``, ``nonzero`` and truth tests of tensors raise, in autograd too. What moves data to the
 host raises nothing there, so that a mode of our own forbids it. Only the counts of live rows are given.
+
+``FASTSAL_FAKE_DEVICE=cuda`` runs the same on fake cuda tensors, which takes a CUDA build of torch and no GPU. Autograd's
+engine asks even then for a context on the device: the model's backward is left out, and its gradient given.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastsal
 from fastsal.live import Counts
 
+DEVICE = os.environ.get("FASTSAL_FAKE_DEVICE", "cpu")
 STEPS, SAMPLES = 5, 64
 NO_LAUNCH = {"detach", "view", "alias", "slice", "_unsafe_view", "expand", "select", "unsqueeze", "empty", "t"}
 NO_LAUNCH |= {"empty_strided", "as_strided", "permute", "transpose", "_reshape_alias", "empty_like", "device"}
@@ -108,15 +113,19 @@ def without_values(monkeypatch: pytest.MonkeyPatch, numbers: list[int]) -> Itera
     with ExitStack() as modes:
         modes.enter_context(FakeTensorMode())
         mode = modes.enter_context(NothingToTheHost())
-        yield mode, Net(mode)
+        with torch.device(DEVICE):
+            net = Net(mode)
+        if DEVICE != "cpu":
+            monkeypatch.setattr(torch.autograd, "grad", lambda z, leaf, ascent: (torch.empty_like(leaf),))
+        yield mode, net
 
 
 def run(attack: fastsal.attack.Attack, dtype: torch.dtype = torch.float32) -> Any:
     """From the first forward on: arguments are looked at before, in one wait of their own (tests/test_waits.py)."""
-    x, y = torch.rand(SAMPLES, 3, 8, 8, dtype=dtype), torch.randint(10, (SAMPLES,))
+    x, y = torch.rand(SAMPLES, 3, 8, 8, dtype=dtype, device=DEVICE), torch.randint(10, (SAMPLES,), device=DEVICE)
     with torch.no_grad():
         threat = attack._threat(x, fastsal.facts.Facts())
-        return attack._run(threat, x, y, [], torch.zeros((), dtype=torch.int64), None)[0]
+        return attack._run(threat, x, y, [], torch.zeros((), dtype=torch.int64, device=DEVICE), None)[0]
 
 
 LEVERS = fastsal.Levers(live_rows="buckets")

@@ -3,8 +3,8 @@
 Under FakeTensorMode ``.item()``, ``nonzero`` and truth tests of tensors raise, in autograd too. What moves data to the
 host raises nothing there, so that a mode of our own forbids it. Only the counts of live rows are given.
 
-``FASTSAL_FAKE_DEVICE=cuda`` runs the same on fake cuda tensors, which takes a CUDA build of torch and no GPU. Autograd's
-engine asks even then for a context on the device: the model's backward is left out, and its gradient given.
+``FASTSAL_FAKE_DEVICE=cuda`` runs the same on fake cuda tensors, which takes a CUDA build of torch and no GPU. The
+engine of autograd asks even then for a context on the device: the model's backward is left out and its gradient given.
 """
 
 from __future__ import annotations

@@ -8,9 +8,11 @@ anew at every call; a model that takes another way later in the same call is fol
 from __future__ import annotations
 
 import collections
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +28,19 @@ QUESTIONS = {Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_contiguous, Tensor
 Pair = tuple[nn.Module, nn.Module]  # a convolution, the batch norm after it
 
 
+class Lean:
+    """A forward that an attack gave to a module, and that computes the same as its own."""
+
+
+@dataclass
+class Made:
+    """An output of a convolution: its node in the graph, and the functions and modules that took it."""
+
+    convolution: nn.Module
+    node: Any
+    uses: list[object] = field(default_factory=list)
+
+
 @dataclass(eq=False)
 class Flow(TorchFunctionMode):
     """Watches one forward of the modules, with gradients. ``pairs(logits)`` afterwards: convolutions whose output one
@@ -36,8 +51,8 @@ class Flow(TorchFunctionMode):
     _shared: set[nn.Module] = field(default_factory=set)  # whose parameters or buffers somebody else has used
     _calls: list[nn.Module] = field(default_factory=list)
     _running: list[nn.Module] = field(default_factory=list)  # whose forwards are under way
-    _made: dict[int, tuple[nn.Module, Tensor]] = field(default_factory=dict)  # an output is kept: its identity is taken
-    _uses: dict[int, list[object]] = field(default_factory=dict)  # of these, by identity
+    _made: list[Made] = field(default_factory=list)
+    _known: dict[int, Made] = field(default_factory=dict)  # by the identity of an output, for as long as it lives
     _forwards: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
@@ -45,7 +60,10 @@ class Flow(TorchFunctionMode):
 
     def __enter__(self) -> Flow:
         for module in self.modules:
-            if type(module) not in (*CONVOLUTIONS, *BATCH_NORMS) or {"forward", "_conv_forward"} & set(module.__dict__):
+            if type(module) not in (*CONVOLUTIONS, *BATCH_NORMS) or "_conv_forward" in module.__dict__:
+                continue
+            own = module.__dict__.get("forward")
+            if own is not None and not isinstance(own, Lean):
                 continue
             if type(module) in BATCH_NORMS and (module.running_mean is None or module.running_var is None):
                 continue  # it goes by its batch
@@ -64,20 +82,29 @@ class Flow(TorchFunctionMode):
         super().__exit__(kind, error, trace)
 
     def _watched(self, module: nn.Module) -> Callable[..., Any]:
+        usual = module.__dict__.get("forward", partial(type(module).forward, module))
+
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._calls.append(module)
             if module.training:  # by its batch, then
                 self._shared.add(module)
             self._running.append(module)
             try:
-                result = type(module).forward(module, *args, **kwargs)
+                result = usual(*args, **kwargs)
             finally:
                 self._running.pop()
             if type(module) in CONVOLUTIONS and isinstance(result, Tensor):
-                self._made[id(result)] = (module, result)
+                self._remember(module, result)
             return result
 
         return forward
+
+    def _remember(self, convolution: nn.Module, output: Tensor) -> None:
+        """An output is not kept alive for this: a forward would hold twice the memory."""
+        made = Made(convolution, output.grad_fn)
+        self._made.append(made)
+        self._known[id(output)] = made
+        weakref.finalize(output, self._known.pop, id(output), None).atexit = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -89,21 +116,22 @@ class Flow(TorchFunctionMode):
             owner = self._owners.get(id(operand))
             if owner is not None and owner is not module:
                 self._shared.add(owner)
-            if id(operand) in self._made:
-                self._uses.setdefault(id(operand), []).append(func if module is None else module)
+            if id(operand) in self._known:
+                self._known[id(operand)].uses.append(func if module is None else module)
         return result
 
     def pairs(self, logits: Tensor) -> list[Pair]:
         found: list[Pair] = []
         consumers = _consumers(logits)
-        for output, (convolution, made) in self._made.items():
-            uses = self._uses.get(output, [])
-            norm = uses[0] if len(uses) == 1 else None
-            if not isinstance(norm, nn.Module) or type(norm) not in BATCH_NORMS or self._shared & {convolution, norm}:
+        for made in self._made:
+            norm = made.uses[0] if len(made.uses) == 1 else None
+            if not isinstance(norm, nn.Module) or type(norm) not in BATCH_NORMS:
                 continue
-            once = self._calls.count(convolution) == 1 and self._calls.count(norm) == 1
-            if once and consumers[made.grad_fn] == 1:  # also by functions that are called past the watch
-                found.append((convolution, norm))
+            if self._shared & {made.convolution, norm}:
+                continue
+            once = self._calls.count(made.convolution) == 1 and self._calls.count(norm) == 1
+            if once and consumers[made.node] == 1:  # also by functions that are called past the watch
+                found.append((made.convolution, norm))
         return found
 
 

@@ -29,8 +29,8 @@ class AttackInfo:
             among them).
         stepped: rows that took step k = 0, 1, ..., K - 1.
         row_forwards, row_backwards: rows, summed over all forwards and backwards; padding counts.
-        levers: what made the attack fast ("precision", "channels_last", "fold_batch_norm", "cuda_graphs", "compile",
-            "live_rows"), and why what is off is off.
+        levers: what made the attack fast ("precision", "channels_last", "fold_batch_norm", "lean_batch_norm",
+            "cuda_graphs", "compile", "live_rows"), and why what is off is off.
         seconds: of the whole call and in the model, as the host saw them; on an accelerator, where work is queued,
             "model" is the time to queue it.
     """

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastsal import fold, said
 from fastsal.compiled import CompiledForward, compiled_forward
 from fastsal.graphs import RECORDERS, Graphs, Recorded, graphs_of, unrecordable
+from fastsal.lean import lean_norms
 from fastsal.levers import Levers
 from fastsal.model_view import Frozen, checked_logits, frozen, module_of, unwrapped
 from fastsal.normalize import Normalize
@@ -59,8 +60,10 @@ class View:
         self._graphs = self._chosen_graphs(levers, opaque, backend)
         self._recorded: Recorded | None = None  # that of the last forward
         self._addresses: Any = None  # what a recording depends on, once it is known
-        self._swap_weights()
+        self._prepare_norms(levers, opaque, backend)
         self._prepare_folding(levers, opaque)
+        if self._flow is None or self._autocast:
+            self._swap_weights()
         self._constants = normalize
         self._normalize = None if normalize is None else normalize.on(x, self.dtype or x.dtype)
         self._compiled = self._chosen_compilation(backend, opaque)
@@ -154,6 +157,18 @@ class View:
         self.notes["cuda_graphs"] = why
         return None
 
+    def _prepare_norms(self, levers: Levers, opaque: str | None, backend: str | None) -> None:
+        if not levers.lean_batch_norm:
+            note = "off"
+        elif opaque is not None:
+            note = f"off: {opaque}"
+        elif backend is not None:
+            note = "off: torch.compile decides what is kept"
+        else:
+            count = lean_norms(self._modules, self._swaps)
+            note = f"on: {count} keep no input" if count else "off: no batch norm"
+        self.notes["lean_batch_norm"] = note
+
     def _prepare_folding(self, levers: Levers, opaque: str | None) -> None:
         why = "off" if not levers.fold_batch_norm else None
         why = why or (None if opaque is None else f"off: {opaque}")
@@ -169,10 +184,11 @@ class View:
 
     def _swap(self, part: nn.Module, name: str, value: Tensor) -> None:
         """Another tensor for a parameter, until the attack ends. Its place among the parameters stays."""
-        self._originals.setdefault((part, name), part._parameters[name])
+        if (part, name) not in self._originals:  # what an earlier swap put there may go
+            self._originals[part, name] = part._parameters[name]
+            self._swaps.callback(part._parameters.__setitem__, name, part._parameters[name])
         if self._graphs is not None:
             value = self._graphs.place(self._modules.index(part), name, value)
-        self._swaps.callback(part._parameters.__setitem__, name, part._parameters[name])
         part._parameters[name] = nn.Parameter(value, requires_grad=False)
 
     def _original(self, part: nn.Module, name: str) -> Tensor | None:
@@ -185,6 +201,8 @@ class View:
         return weight.detach().to(dtype, memory_format=torch.channels_last if last else torch.preserve_format)
 
     def _swap_weights(self) -> None:
+        """Weights in precision and layout. Where norms will be folded, and only the layout is another, this waits for
+        the second forward: the first keeps most for its backward, and convolutions lay out a weight by themselves."""
         for part in self._modules:
             if type(part) not in PRODUCTS:
                 continue
@@ -314,6 +332,7 @@ class View:
         """Folds what was found. Not before the backward of that forward is over: it may run parts of it again."""
         pairs, self._pairs = self._pairs, None
         if pairs is not None:
+            self._swap_weights()
             self._fold(pairs)
 
 

@@ -68,6 +68,7 @@ def test_the_plain_path_runs_the_whole_batch_and_says_so(cases) -> None:
         "precision": "fp64, that of x",
         "channels_last": "off",
         "fold_batch_norm": "off",
+        "lean_batch_norm": "off",
         "cuda_graphs": "off",
         "compile": "off",
         "live_rows": "off: the batch keeps its size",

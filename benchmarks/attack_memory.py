@@ -1,0 +1,123 @@
+"""Peak of allocated tensor bytes in one attack, beside the plain fp32 loop: ``python -m benchmarks.attack_memory``.
+
+PGD-10 on the nets and batches of the timed attacks. Counted is what torch's allocator hands out and gets back during
+the call, as its profiler records it: points, activations, weights that the attack lays out anew, scratch memory of
+convolutions. Ends with an error where a bound is broken. ``--write FILE`` replaces the marked section of that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastsal
+from benchmarks import plain_attack
+from benchmarks.alternation import machine
+from benchmarks.test_attacks import ALPHA, BF16, EPS, FP32, LOOP, NETS, PLAIN, SEED, STEPS, case
+from fastsal.levers import Levers
+from fastsal.precision import bf16_pays
+
+BEGIN, END = "<!-- memory: begin -->", "<!-- memory: end -->"
+BOUNDS = {FP32: 1.05, BF16: 0.65}  # of the plain loop
+WITHOUT = {f"{FP32}, without {lever}": lever for lever in ("channels_last", "fold_batch_norm", "lean_batch_norm")}
+
+
+def peak(call: Callable[[], object]) -> int:
+    """The most bytes that were allocated at a time during the call and not before."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    most = now = 0
+    for _, change in changes:
+        now += change
+        most = max(most, now)
+    return most
+
+
+def peaks(name: str, share: float = 1.0, steps: int = STEPS, bounded: bool = False) -> dict[str, int]:
+    """Of each contender, or those alone that have a bound, on a `share` of the batch."""
+    model, x, y = case(name)
+    rows = max(1, int(share * len(x)))
+    x, y = x[:rows], y[:rows]
+    x_0 = fastsal.functional.random_start(x, EPS, SEED)
+
+    def ours(**how: Any) -> int:
+        attack = fastsal.PGD(model, EPS, ALPHA, steps, **how)
+        return peak(lambda: attack(x, y, seed=SEED))
+
+    found = {LOOP: peak(lambda: plain_attack.pgd(model, x, y, x_0, EPS, ALPHA, steps)), FP32: ours(precision="fp32")}
+    if bf16_pays("cpu")[0]:
+        found[BF16] = ours(precision="bf16")
+    if bounded:
+        return found
+    found[PLAIN] = ours(fast=False)
+    for contender, lever in WITHOUT.items():
+        found[contender] = ours(precision="fp32", fast=Levers(**{lever: False}))
+    return found
+
+
+def broken(name: str, found: dict[str, int]) -> list[str]:
+    """The bounds that were not kept."""
+    shares = {contender: found[contender] / found[LOOP] for contender in BOUNDS if contender in found}
+    return [
+        f"{name}: {contender} at {share:.3f} of the {LOOP}, expected at most {BOUNDS[contender]}"
+        for contender, share in shares.items()
+        if share > BOUNDS[contender]
+    ]
+
+
+def report(measured: dict[str, dict[str, int]], started: str, steps: int) -> str:
+    lines = [f"| of the {LOOP} | bound | {' | '.join(measured)} |", "|---|---:|" + "---:|" * len(measured)]
+    loops = [f"{found[LOOP] / 2**20:.1f} MiB" for found in measured.values()]
+    lines.append(f"| {LOOP} | | {' | '.join(loops)} |")
+    for contender in (PLAIN, FP32, *WITHOUT, BF16):
+        shares = [f"{found[contender] / found[LOOP]:.3f}" for found in measured.values() if contender in found]
+        bound = f"{BOUNDS[contender]}" if contender in BOUNDS else ""
+        if shares:
+            lines.append(f"| {contender} | {bound} | {' | '.join(shares)} |")
+    notes = f"Machine: {started}. PGD-{steps}; peaks of allocated tensor bytes in the call, by torch.profiler."
+    if not bf16_pays("cpu")[0]:
+        notes += f" No bf16 here: {bf16_pays('cpu')[1]}."
+    return notes + "\n\n" + "\n".join(lines)
+
+
+def write(text: str, path: Path) -> None:
+    old = path.read_text(encoding="utf-8")
+    if BEGIN not in old or END not in old:
+        raise SystemExit(f"{path}: expected the lines {BEGIN} and {END}, got neither or one")
+    section = f"{BEGIN}\n{text}\n{END}"
+    path.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: section, old, flags=re.DOTALL), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the attack (default %(default)s)")
+    parser.add_argument("--write", type=Path, help="a markdown file whose marked section is replaced")
+    options = parser.parse_args()
+    started, measured, wrong = machine(), dict[str, dict[str, int]](), list[str]()
+    for name in NETS:
+        found = measured[name] = peaks(name, steps=options.steps)
+        wrong += broken(name, found)
+        print(name, *(f"  {contender}: {found[contender] / found[LOOP]:.3f}" for contender in found), sep="\n", flush=True)
+    text = report(measured, started, options.steps)
+    print(f"\n{text}")
+    if options.write:
+        write(text, options.write)
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

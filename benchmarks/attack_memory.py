@@ -110,7 +110,8 @@ def main() -> None:
     for name in NETS:
         found = measured[name] = peaks(name, steps=options.steps)
         wrong += broken(name, found)
-        print(name, *(f"  {contender}: {found[contender] / found[LOOP]:.3f}" for contender in found), sep="\n", flush=True)
+        shares = [f"  {contender}: {bytes_ / found[LOOP]:.3f}" for contender, bytes_ in found.items()]
+        print(name, *shares, sep="\n", flush=True)
     text = report(measured, started, options.steps)
     print(f"\n{text}")
     if options.write:

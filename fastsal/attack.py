@@ -171,6 +171,8 @@ class Attack:
         """
         begin = time.perf_counter()
         _check_batch(x, y, sample_ids, self.targeted)
+        if self.check_inputs and x.device.type == "meta":
+            raise ValueError("x: expected a tensor with values, got one on device meta")
         with torch.inference_mode(False), torch.no_grad(), RandomState(x.device, generator) as random_state:
             x = x.detach()
             x = x.contiguous(memory_format=memory_format(x))
@@ -188,7 +190,7 @@ class Attack:
                 live = LiveRows(x, self.steps)
                 live.finish(x.clone())
                 live.stop.fill_(-1)
-                levers, seconds = dict[str, str](), {"model": 0.0}
+                levers, seconds = dict[str, str](), {"model": 0.0, "kernels": 0.0}
             else:
                 live, levers, seconds = self._run(threat, x, y, labels, key, sample_ids)
             result = live.result.contiguous(memory_format=memory_format(x))
@@ -272,9 +274,12 @@ class Attack:
                 return threat.start(x, seed, sample_ids, ids, live.padded())
             return x.clone() if ids is None else x[ids]
 
+        begin, before = time.perf_counter(), view.seconds
         sensible_adversaries(view, judge, move, live, x, noise, self.rule)
+        outside = time.perf_counter() - begin - (view.seconds - before)
         live.right = judge.right_at_first
-        return live, {**view.notes, "live_rows": live.sizing.note}, {"model": view.seconds}
+        seconds = {"model": view.seconds, "kernels": outside}
+        return live, {**view.notes, "live_rows": live.sizing.note}, seconds
 
     def _sizing(self, x: Tensor) -> Sizing:
         """How the batch shrinks."""
@@ -326,7 +331,7 @@ class SENSE(Attack):
     Args:
         model: a module from (N, ...) to logits (N, C), or to an object with ``.logits``. A bound method of a module and
             a functools.partial of one count as that module; any other callable is called as it is, and the modules
-            inside it keep the mode they are in.
+            inside it keep the mode they are in. What a forward writes to a parameter is not put back.
         eps: radius in the units of x; a float, or (N,), one per sample.
         alpha: step in the units of x; a float, (N,), or None for 1.875 * eps / steps.
         steps: K >= 0. eps = 0 or steps = 0 returns x, without noise.
@@ -352,7 +357,8 @@ class SENSE(Attack):
             alpha stay in the units of pixels.
         precision: in which the model runs: "fp32", "bf16" (under autocast, with weights in bf16; x, losses and the
             projection stay in fp32), or "auto": bf16 where this hardware is faster at it, by a measurement of some
-            milliseconds, once. A model in float64 or 16 bits, or inside an autocast of yours, stays there.
+            milliseconds, once. A model in float64 or 16 bits, or inside an autocast of yours, stays there. The
+            cut holds in the precision in use: in fp32 the loss of a row that stopped in bf16 may lie a little over it.
         compile: True runs the model's forward and backward through torch.compile, each batch size when it first comes
             (the live rows then go in buckets, so that there are few); or the name of a backend of torch.compile. The
             first attacks take minutes; where compiling fails the model runs as it is, and a warning says so.

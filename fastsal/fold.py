@@ -2,7 +2,8 @@
 
 Which pairs these are is seen in the first forward with gradients of each call, by watching the functions it calls:
 nothing of the user's code runs once more, or on stand-ins, as it would for a traced graph. What the watch sees it sees
-anew at every call; a model that takes another way later in the same call is folded as in its first forward.
+anew at every call. At later forwards each norm looks whether its convolution's output is what it gets. What is not
+looked for again: the output, or a weight, used at one more place than in the first forward of a call.
 """
 
 from __future__ import annotations
@@ -150,6 +151,39 @@ class own_forward:
             self._attributes.pop("forward", None)
         else:
             self._attributes["forward"] = self._before
+
+
+class AnotherWay(Exception):
+    """A forward is not the one that was folded."""
+
+
+class Joint:
+    """The forwards of a convolution and the batch norm folded into it: nothing may come between, or go past it.
+
+    ``made``: what the convolution has made in this forward, until the norm takes it.
+    """
+
+    def __init__(self, convolution: nn.Module, norm: nn.Module) -> None:
+        self.convolution, self.norm = convolution, norm
+        self.made: Tensor | None = None
+        self._version = 0
+
+    def of_convolution(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.made is not None:
+            raise AnotherWay
+        result: Tensor = type(self.convolution).forward(self.convolution, *args, **kwargs)
+        self.made, self._version = result, result._version
+        return result
+
+    def of_norm(self, input: Tensor) -> Tensor:
+        if input is not self.made or input._version != self._version or self.norm.training:
+            raise AnotherWay
+        self.made = None
+        return input
+
+    def close(self) -> None:
+        if self.made is not None:
+            raise AnotherWay
 
 
 def _consumers(logits: Tensor) -> collections.Counter[Any]:

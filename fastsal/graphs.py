@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsal import said
+from fastsal.model_view import pulled_back
 
 MOST = 24  # recordings kept of one model: six buckets, of a smaller last batch too, in two precisions
 RECORDINGS = 4 * MOST  # after so many its weights must be moving all the time
@@ -135,7 +136,7 @@ class Graphs:
             return graph[0].detach()
 
         def backward(ascent: Tensor) -> Tensor:
-            return torch.autograd.grad(graph.pop(), leaf, ascent)[0]
+            return pulled_back(graph.pop(), leaf, ascent)
 
         self._recorder.warm_up(lambda: backward(torch.zeros_like(forward())))  # an error here is one of the model
         try:

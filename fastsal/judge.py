@@ -102,9 +102,11 @@ def _of_callable(loss: Any, scores: Tensor, y: Tensor, ids: Tensor | None) -> tu
         if not isinstance(value, Tensor) or value.shape != (len(scores),) or not value.is_floating_point():
             got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"loss: expected one loss per row, floating point of shape ({len(scores)},), got {got}")
-        if not value.requires_grad:
-            raise ValueError("loss: expected losses that depend on the logits, got losses without a graph")
-        (ascent,) = torch.autograd.grad(value.sum(), logits)
+        found = torch.autograd.grad(value.sum(), logits, allow_unused=True) if value.requires_grad else (None,)
+    (ascent,) = found
+    if ascent is None:
+        what = "others" if value.requires_grad else "losses without a graph"
+        raise ValueError(f"loss: expected losses that depend on the logits, got {what}")
     return value.detach(), ascent.to(scores.dtype)
 
 

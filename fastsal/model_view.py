@@ -1,7 +1,8 @@
 """The model as the attack sees it (frozen, eval mode, unwrapped), and how everything is put back.
 
 Nothing of the user's model may differ after an attack, however the attack ends: training flags per module,
-``requires_grad`` and ``.grad`` per parameter, buffers, and the global random state.
+``requires_grad`` and ``.grad`` per parameter, buffers, and the global random state. What a forward writes into a
+parameter is not undone: a copy of all weights at each call would cost more memory than anything else here.
 """
 
 from __future__ import annotations
@@ -170,11 +171,13 @@ def _check_model(model: Any, parameters: list[nn.Parameter], x: Tensor) -> torch
             "cannot use"
         )
     devices = {p.device for p in parameters}
+    found = ", ".join(sorted(map(str, devices)))
     if devices and x.device not in devices:
-        found = ", ".join(sorted(map(str, devices)))
         raise ValueError(f"x: expected device {found}, that of the model's parameters, got {x.device}")
     if any(device.type == "meta" for device in devices) and x.device.type != "meta":
         raise ValueError("model: expected parameters with values, got some on device meta")
+    if len(devices) > 1:
+        raise ValueError(f"model: expected parameters on one device, that of x ({x.device}), got {found}")
     dtypes = {p.dtype for p in parameters if p.is_floating_point()}
     if len(dtypes) != 1:
         return None
@@ -205,6 +208,20 @@ def checked_logits(output: Any, rows: int) -> Tensor:
             f"got {logits.dtype} {tuple(logits.shape)}"
         )
     return logits
+
+
+def with_graph(logits: Tensor) -> Tensor:
+    if not logits.requires_grad:
+        raise ValueError("model: expected logits that depend on x, got logits without a graph (torch.no_grad inside?)")
+    return logits
+
+
+def pulled_back(logits: Tensor, points: Tensor, ascent: Tensor) -> Tensor:
+    """The gradient of points from that of their logits."""
+    (gradient,) = torch.autograd.grad(logits, points, ascent, allow_unused=True)
+    if gradient is None:
+        raise ValueError("model: expected logits that depend on x, got logits that depend on something else")
+    return gradient
 
 
 def warn_of_probabilities(model: Any, logits: Tensor) -> None:

@@ -31,10 +31,11 @@ class TrainResult:
         model: the trained model itself.
         history: one row per epoch: ``epoch`` (from 1), ``loss`` (outer, mean over images), ``train_accuracy`` (of the
             points trained on, in train mode), ``start_accuracy`` (in eval mode, at the attack's random start; None
-            without an attack), ``live_share`` (mean share of rows that took a step; 1 for PGD, 0
-            for natural), ``live_share_by_step`` (a list), ``images_per_second``, ``seconds``, ``lr``, and with an
-            `eval_loader` ``natural_accuracy`` and ``robust_accuracy`` (PGD-10 without truncation, on at most
-            `eval_rows` images: a curve to watch, not an evaluation). Shares and accuracies are in [0, 1].
+            without an attack, and for "trades", whose attack does not look at y), ``live_share`` (mean share of rows
+            that took a step; 1 for PGD, 0 for natural), ``live_share_by_step`` (a list), ``images_per_second``,
+            ``seconds``, ``lr``, and with an `eval_loader` ``natural_accuracy`` and ``robust_accuracy`` (PGD-10 without
+            truncation, on at most `eval_rows` images: a curve to watch, not an evaluation). Shares and accuracies are
+            in [0, 1].
         interrupted: whether Ctrl-C ended it; the last row is then of a part of an epoch.
     """
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from fastsal.compiled import CompiledForward, compiled_forward
 from fastsal.graphs import RECORDERS, Graphs, Recorded, graphs_of, unrecordable
 from fastsal.lean import lean_norms
 from fastsal.levers import Levers
-from fastsal.model_view import Frozen, checked_logits, frozen, module_of, unwrapped
+from fastsal.model_view import Frozen, checked_logits, frozen, module_of, pulled_back, unwrapped, with_graph
 from fastsal.normalize import Normalize
 from fastsal.precision import bf16_pays
 
@@ -52,6 +53,7 @@ class View:
         self._flow: fold.Flow | None = None
         self._pairs: list[fold.Pair] | None = None  # to be folded before the next forward
         self._folded: tuple[int, ...] = ()  # the norms that are
+        self._joints: list[fold.Joint] = []
         self._originals: dict[tuple[nn.Module, str], Tensor | None] = {}
         opaque = _opaque(model.module)
         self.dtype = model.cast
@@ -60,6 +62,7 @@ class View:
         self._graphs = self._chosen_graphs(levers, opaque, backend)
         self._recorded: Recorded | None = None  # that of the last forward
         self._addresses: Any = None  # what a recording depends on, once it is known
+        self._prepare_recurrent()
         self._prepare_norms(levers, opaque, backend)
         self._prepare_folding(levers, opaque)
         if self._flow is None or self._autocast:
@@ -157,6 +160,16 @@ class View:
         self.notes["cuda_graphs"] = why
         return None
 
+    def _prepare_recurrent(self) -> None:
+        """cuDNN has no backward for recurrent layers in eval mode; torch's own kernels have one."""
+        recurrent = [part for part in self._modules if isinstance(part, nn.RNNBase)]
+        if not recurrent or not _runs_on_cudnn(self._x):
+            return
+        for part in recurrent:
+            self._swaps.enter_context(fold.own_forward(part, partial(_without_cudnn, part.forward)))
+        names = ", ".join(sorted({type(part).__name__ for part in recurrent}))
+        self.notes["cudnn"] = f"off for {names}: it has no backward in eval mode"
+
     def _prepare_norms(self, levers: Levers, opaque: str | None, backend: str | None) -> None:
         if not levers.lean_batch_norm:
             note = "off"
@@ -172,7 +185,7 @@ class View:
     def _prepare_folding(self, levers: Levers, opaque: str | None) -> None:
         why = "off" if not levers.fold_batch_norm else None
         why = why or (None if opaque is None else f"off: {opaque}")
-        reason = None if why else fold.foldable(self._modules)
+        reason = None if why else self._refusal("fold_batch_norm") or fold.foldable(self._modules)
         why = why or (None if reason is None else f"off: {reason}")
         if why is not None or self._module is None:
             self.notes["fold_batch_norm"] = why or "off: not a module"
@@ -225,8 +238,16 @@ class View:
             weight, bias = fold.folded(weight, self._original(convolution, "bias"), norm)
             self._swap(convolution, "weight", self._as_laid_out(convolution, weight))
             self._swap(convolution, "bias", self._in_precision(bias))
-            self._swaps.enter_context(fold.own_forward(norm, _as_it_is))
+            self._join(fold.Joint(convolution, norm))
         self.notes["fold_batch_norm"] = f"on: {len(pairs)} folded" if pairs else "off: none follows a convolution"
+
+    def _join(self, joint: fold.Joint) -> None:
+        if self._compiled is not None:  # what a trace has seen stays so
+            self._swaps.enter_context(fold.own_forward(joint.norm, _as_it_is))
+            return
+        self._swaps.enter_context(fold.own_forward(joint.convolution, joint.of_convolution))
+        self._swaps.enter_context(fold.own_forward(joint.norm, joint.of_norm))
+        self._joints.append(joint)
 
     # ------------------------------------------------------------------------------------------- calls
 
@@ -244,12 +265,14 @@ class View:
         leaf.requires_grad_(gradient)
         watch = self._flow if gradient and self._flow is not None else nullcontext()
         compiled = self._compiled if self._flow is None else None
-        with torch.set_grad_enabled(gradient), self.context(), watch, self._refusals():
+        with torch.set_grad_enabled(gradient), self.context(), watch, self._refusals(), self._joined():
             points = self._normalized(leaf)
             output = self._inner(points) if compiled is None else compiled(self._inner, points)
         if x_k._version != before:
             raise Refused("clones", "the model edits its input in place")
         z = checked_logits(output, len(x_k))
+        if gradient:
+            with_graph(z)
         if self._compiled is not None and self._compiled.failed is not None:
             self.notes["compile"] = f"off: {self._compiled.failed}"
         if gradient and self._flow is not None:
@@ -270,8 +293,8 @@ class View:
             self._addresses = self._looked_up()
 
         def logits(leaf: Tensor) -> Tensor:
-            with self.context():
-                return checked_logits(self._inner(self._normalized(leaf)), len(leaf))
+            with self.context(), self._joined():
+                return with_graph(checked_logits(self._inner(self._normalized(leaf)), len(leaf)))
 
         with torch.enable_grad(), self._refusals():
             self._recorded = graphs.forward(self._addresses, x_k, self.dtype, logits, gradient)
@@ -299,10 +322,22 @@ class View:
             gradient = self._recorded.gradient
         else:
             with self.context(), self._refusals():
-                (gradient,) = torch.autograd.grad(z, leaf, ascent)
+                gradient = pulled_back(z, leaf, ascent)
         self._backwards += 1
         self.seconds += time.perf_counter() - begin
         return gradient
+
+    @contextmanager
+    def _joined(self) -> Iterator[None]:
+        """A forward with folded norms: each takes what its convolution has made, now as when it was folded."""
+        for joint in self._joints:
+            joint.made = None
+        try:
+            yield
+            for joint in self._joints:
+                joint.close()
+        except fold.AnotherWay as error:
+            raise Refused("fold_batch_norm", "the model takes another way at a later forward") from error
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -310,14 +345,26 @@ class View:
         :class:`Refused`, and no error of the model."""
         try:
             yield
-        except (RuntimeError, TypeError) as error:
-            if self._backwards == 0:
-                text = str(error)
-                if self.notes["channels_last"] == "on" and VIEWED in text:
-                    raise Refused("channels_last", "the model views a tensor as another shape") from error
-                if self._autocast and self._precision == "auto" and ("BFloat16" in text or "bfloat16" in text):
-                    raise Refused("precision", f"the model does not take bf16: {text.splitlines()[0]}") from error
-            raise
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            refused = self._refused_by(error) if self._backwards == 0 else None
+            if refused is None:
+                raise
+            raise refused from error
+
+    def _refused_by(self, error: Exception) -> Refused | None:
+        """An assertion does not say what it is about, so that each lever that it may be about is left out in turn;
+        one about something else fails without them too."""
+        text = str(error)
+        asserted = isinstance(error, AssertionError)
+        said_first = text.splitlines()[0] if text else "no message"
+        if self.notes["channels_last"] == "on":
+            if VIEWED in text:
+                return Refused("channels_last", "the model views a tensor as another shape")
+            if asserted or "contiguous" in text:
+                return Refused("channels_last", f"the model does not take channels_last ({said_first})")
+        if self._autocast and self._precision == "auto" and (asserted or "bfloat16" in text.lower()):
+            return Refused("precision", f"the model does not take bf16: {said_first}")
+        return None
 
     def context(self) -> AbstractContextManager[Any]:
         """What the model runs in: autocast, where the attack is in bf16."""
@@ -349,6 +396,7 @@ INSTEAD = {
     "channels_last": "its images stay contiguous instead of channels_last, which is faster; .flatten or .reshape in "
     "place of .view takes both",
     "precision": "it is attacked in fp32",
+    "fold_batch_norm": "its batch norms are not folded",
     "clones": "each of its inputs is a copy, which costs time and memory",
 }
 
@@ -379,6 +427,15 @@ def viewed(
 
 def _as_it_is(x: Tensor) -> Tensor:
     return x
+
+
+def _runs_on_cudnn(x: Tensor) -> bool:
+    return x.device.type == "cuda" and torch.backends.cudnn.enabled
+
+
+def _without_cudnn(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with torch.backends.cudnn.flags(enabled=False):
+        return forward(*args, **kwargs)
 
 
 def _inside_autocast(device: str) -> bool:

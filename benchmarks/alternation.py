@@ -26,22 +26,38 @@ except ImportError:  # Windows counts no page faults
     resource = None  # type: ignore[assignment]
 
 TURNS = 20
+LEAST = 3  # turns, however long they take
 BLOCK = 0.02  # seconds that the calls of one contender in one turn take, at least
 Seconds = dict[str, list[float]]  # per contender, one per turn
 
 
-def alternate(calls: Mapping[str, Callable[[], object]], turns: int = TURNS) -> Seconds:
-    """Seconds per call of each contender in each turn."""
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        begin = time.perf_counter()
-        call()
-        once = time.perf_counter() - begin
-        repeats[name] = max(1, math.ceil(BLOCK / max(once, 1e-7)))
+def seconds_of(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def alternate(
+    calls: Mapping[str, Callable[[], object]],
+    turns: int = TURNS,
+    limit: float = math.inf,
+    once: Mapping[str, float] | None = None,
+) -> Seconds:
+    """Seconds per call of each contender in each turn.
+
+    Past `limit` seconds no turn begins but the first three. `once`: about how long each takes; they have been called.
+    """
+    if once is None:
+        for call in calls.values():
+            call()
+        once = {name: seconds_of(call) for name, call in calls.items()}
+    repeats = {name: max(1, math.ceil(BLOCK / max(once[name], 1e-7))) for name in calls}
     seconds: Seconds = {name: [] for name in calls}
     names = list(calls)
+    start = time.perf_counter()
     for turn in range(turns):
+        if turn >= LEAST and time.perf_counter() - start > limit:
+            break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             call, count = calls[name], repeats[name]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +17,14 @@ from typing import Any
 
 import torch
 
+from benchmarks import marked
+
 METHODS = ("natural", "pgd", "sense")
 SEEDS = (0, 1, 2)
 OPTIONS = {"--data": "fashion-mnist-mini", "--model": "small-cnn", "--eps": "0.1", "--c": "0.5", "--epochs": "6"}
 SAMPLES = 2000  # test images of the embedded data
 ATTACKS = ("FGSM", "PGD-40", "margin-T")
 COLUMNS = ("natural", *ATTACKS, "worst")
-BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 
 
 def run(method: str, seed: int, out: Path) -> dict[str, Any]:
@@ -81,7 +81,6 @@ def section(reports: dict[str, list[dict[str, Any]]]) -> str:
     report = reports["sense"][0]
     return "\n".join(
         [
-            BEGIN,
             table(reports),
             "",
             f"Accuracy in % on {report['samples']:,} test images, Linf eps = {report['eps']:g}: mean of seeds "
@@ -91,7 +90,6 @@ def section(reports: dict[str, list[dict[str, Any]]]) -> str:
             f"accuracy, and {means['sense']['worst'] - means['natural']['worst']:+.1f} points from natural training "
             "in the worst case.",
             f"Made by `make compare` ({platform.machine()}, torch {torch.__version__}).",
-            END,
         ]
     )
 
@@ -105,11 +103,7 @@ def main() -> None:
     text = section(reports)
     print("\n" + text)
     if args.readme:
-        old = args.readme.read_text(encoding="utf-8")
-        if BEGIN not in old or END not in old:
-            raise SystemExit(f"{args.readme}: expected the lines {BEGIN} and {END}, got neither or one")
-        new = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: text, old, flags=re.DOTALL)
-        args.readme.write_text(new, encoding="utf-8")
+        marked.write("compare", text, args.readme)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,16 @@ The same figures are printed by ``pytest benchmarks/ --benchmark-only -k kernels
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks import bounds
+from benchmarks import bounds, marked
 from benchmarks.alternation import TURNS, Seconds, alternate, machine, median_ratio, page_faults
 from benchmarks.contests import COMPILED, COPY, FUNCTIONAL, OUT, Contest, contests
 
-BEGIN, END = "<!-- kernels: begin -->", "<!-- kernels: end -->"
 # What an operator computes per element besides moving it, by the lines of bounds.cpp.
 ARITHMETIC = {
     "Linf start": ("Philox rounds", ("philox",)),
@@ -102,11 +100,7 @@ def row(m: Measured) -> list[str]:
 
 
 def table(measured: list[Measured]) -> str:
-    lines = [HEAD, *map(row, measured)]
-    return "\n".join(
-        ["| " + " | ".join(lines[0]) + " |", "|---|---|" + "---:|" * (len(HEAD) - 2)]
-        + ["| " + " | ".join(line) + " |" for line in lines[1:]]
-    )
+    return marked.table(HEAD, [row(m) for m in measured], words=2)
 
 
 def plain_table(measured: list[Measured]) -> list[str]:
@@ -145,16 +139,6 @@ def report(measured: list[Measured], turns: int, started: str) -> str:
     return "\n\n".join(parts)
 
 
-def write(text: str, path: Path) -> None:
-    section = f"{BEGIN}\n{text}\n{END}"
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    if BEGIN in old and END in old:
-        section = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: section, old, flags=re.DOTALL)
-    elif old:
-        raise SystemExit(f"{path}: expected the lines {BEGIN} and {END}, got neither or one")
-    path.write_text(section if old else section + "\n", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=TURNS, help="alternations (default %(default)s)")
@@ -178,7 +162,7 @@ def main() -> None:
     text = report(measured, options.turns, started)
     print(f"\n{text}")
     if options.write:
-        write(text, options.write)
+        marked.write("kernels", text, options.write)
 
 
 if __name__ == "__main__":

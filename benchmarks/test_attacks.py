@@ -7,6 +7,7 @@ is quick.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import fastsal
-from benchmarks import peers, plain_attack
+from benchmarks import marked, peers, plain_attack
 from benchmarks.alternation import Seconds, alternate, ratio_with_quartiles
 from fastsal.precision import bf16_pays
 
@@ -27,6 +28,7 @@ NETS = {
     "PreActResNet-18, 32x3x32x32": ("preact-resnet18", (32, 3, 32, 32)),
 }
 FP32, BF16, PLAIN, LOOP = "fastsal, fp32", "fastsal, bf16", "fastsal, fast=False", "plain loop"
+LIMIT = 50.0  # seconds of a contest after which no turn begins, but three
 pytestmark = pytest.mark.benchmark(max_time=0.1, min_rounds=1, warmup=False)
 
 
@@ -66,11 +68,16 @@ def calls(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], Any]
     return found
 
 
-def check(model: nn.Module, x: Tensor, y: Tensor, contenders: dict[str, Callable[[], Any]]) -> None:
-    """All stay in the ball and fool the net about as often; the plain loop and both of ours end at the same points."""
-    results, right = {}, {}
+def check(model: nn.Module, x: Tensor, y: Tensor, contenders: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """All stay in the ball and fool the net about as often; the plain loop and both of ours end at the same points.
+
+    Returns the seconds that each took.
+    """
+    results, right, once = {}, {}, {}
     for name, call in contenders.items():
+        begin = time.perf_counter()
         given = call()
+        once[name] = time.perf_counter() - begin
         result = given[1] if isinstance(given, tuple) else torch.as_tensor(given)  # foolbox: raw, clipped, success
         assert float((result - x).abs().max()) <= EPS + 1e-6, name
         with torch.no_grad():
@@ -79,30 +86,41 @@ def check(model: nn.Module, x: Tensor, y: Tensor, contenders: dict[str, Callable
     for name in (FP32, PLAIN):
         assert float((results[name] != results[LOOP]).float().mean()) < 0.3, name  # signs of small gradients, ten steps
     assert max(right.values()) - min(right.values()) < 0.25, right
+    return once
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_attack(name: str, benchmark: Any, turns: int, attacks: list[Raced]) -> None:
     model, x, y = case(name)
     contenders = calls(model, x, y)
-    check(model, x, y, contenders)
+    once = check(model, x, y, contenders)
     benchmark(contenders[FP32])
     if benchmark.enabled:
-        attacks.append(Raced(name, alternate(contenders, turns)))
+        attacks.append(Raced(name, alternate(contenders, turns, LIMIT, once)))
 
 
-def table(raced: list[Raced]) -> list[str]:
-    lines = [f"times the time of {FP32}: median over turns (quartiles)"]
-    for contest in raced:
-        lines.append(contest.net)
-        for name in contest.seconds:
-            if name != FP32:
-                lines.append(f"  {name:<22} {ratio_with_quartiles(contest.seconds, name, FP32)}")
+def table(raced: list[Raced]) -> str:
+    """Markdown: one row per contender, one column per net and precision of ours."""
+    ours = [(contest, name) for contest in raced for name in (FP32, BF16) if name in contest.seconds]
+    names = dict.fromkeys(name for contest in raced for name in contest.seconds)
+    rows = []
+    for name in names:
+        cells = [
+            ratio_with_quartiles(r.seconds, name, to) if name in r.seconds and name != to else "" for r, to in ours
+        ]
+        rows.append([name, *cells])
+    heads = [f"{r.net} ({len(r.seconds[to])} turns), times {to}" for r, to in ours]
+    return marked.table(("PGD-10", *heads), rows)
+
+
+def beside() -> list[str]:
+    """Who ran, who is not here, and whether there is bf16."""
+    lines = []
     missing = sorted(set(peers.PEERS) - set(peers.installed()))
     versions = ", ".join(f"{name} {version}" for name, version in peers.installed().items())
-    lines.append(f"beside: {versions or 'no other library'}")
+    lines.append(f"Beside: {versions or 'no other library'}.")
     if missing:
-        lines.append(f"not installed: {', '.join(missing)} ({peers.INSTALL})")
+        lines.append(f"Not installed: {', '.join(missing)} (`{peers.INSTALL}`).")
     if not bf16_pays("cpu")[0]:
-        lines.append(f"no bf16 here: {bf16_pays('cpu')[1]}")
+        lines.append(f"No bf16 here: {bf16_pays('cpu')[1]}.")
     return lines

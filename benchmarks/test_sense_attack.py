@@ -1,0 +1,144 @@
+"""SENSE half-way through a training, beside a full-batch loop: ``pytest benchmarks/ --benchmark-only -k attack``.
+
+The net is benchmarks/mid_training/, made by ``python -m benchmarks.checkpoint``. The loop, ``plain_attack.sense``, has
+the 15 full-size operations per step that the loop of the paper's authors has, and is first shown to end where fastsal
+does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastsal
+from benchmarks import checkpoint, marked, plain_attack, trained
+from benchmarks.alternation import Seconds, alternate, ratio_with_quartiles, seconds_of
+from fastsal.live import AttackInfo
+from fastsal.precision import bf16_pays
+
+ROWS, STEPS, SEED = 256, 10, 1
+EPS, C = trained.EPS, trained.C
+ALPHA, CUT = 1.875 * EPS / STEPS, -math.log(C)
+FP32, BF16, PLAIN, LOOP = "fastsal, fp32", "fastsal, bf16", "fastsal, fast=False", "full-batch loop"
+FULL = {FP32: "PGD, fp32", BF16: "PGD, bf16", PLAIN: "PGD, fast=False"}  # the same attack, nothing truncated
+LIMIT = 60.0
+pytestmark = pytest.mark.benchmark(max_time=0.1, min_rounds=1, warmup=False)
+
+
+@dataclass(frozen=True)
+class Sensed:
+    seconds: Seconds
+    info: dict[str, AttackInfo]
+
+
+def case() -> tuple[nn.Module, Tensor, Tensor]:
+    """The net, and images that it is being trained on."""
+    data = fastsal.data.load("fashion-mnist-mini").train
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:ROWS]
+    return checkpoint.model(), data.images[rows].float() / 255, data.labels[rows]
+
+
+def start(x: Tensor) -> Tensor:
+    return fastsal.functional.random_start(x, EPS, SEED)
+
+
+def settings() -> dict[str, dict[str, Any]]:
+    ours: dict[str, dict[str, Any]] = {FP32: {"precision": "fp32"}, PLAIN: {"fast": False}}
+    return {**ours, BF16: {"precision": "bf16"}} if bf16_pays("cpu")[0] else ours
+
+
+def check(x: Tensor, looped: tuple[Tensor, Tensor], ours: dict[str, tuple[Tensor, AttackInfo]]) -> None:
+    """The loop and fastsal stop at the same steps and end at the same points.
+
+    But for rows that stand at the cut, and signs of gradients near zero. In bf16 there are more of both.
+    """
+    for name, (x_adv, info) in ours.items():
+        exact = name != BF16
+        assert float((x_adv - x).abs().max()) <= EPS + 1e-6, name
+        other_stops = float((info.stop_step != looped[1]).float().mean())
+        other_elements = float(((x_adv - looped[0]).abs() > 1e-6).float().mean())
+        assert other_stops <= (0.01 if exact else 0.2), (name, other_stops)
+        assert other_elements <= (0.01 if exact else 0.3), (name, other_elements)
+
+
+class FullSize(TorchDispatchMode):
+    """Counts operations outside of a model that make a tensor of a given shape, and are no views."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        full = isinstance(result, Tensor) and result.shape == self.shape and not func.is_view
+        self.count += full and func is not torch.ops.aten.convolution_backward.default
+        return result
+
+
+def test_attack_loop_has_the_operations_that_it_is_said_to_have() -> None:
+    """Of three steps less two: the first and the last are others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 6 * 6, 3))
+    x = torch.rand(4, 1, 8, 8)
+    y = model(x).argmax(1)
+    counts = []
+    for steps in (2, 3):
+        with FullSize(x.shape) as seen:
+            plain_attack.sense(model, x, y, x, 0.1, 0.01, steps, 5.0)
+        counts.append(seen.count)
+    assert counts[1] - counts[0] == plain_attack.SENSE_OPERATIONS
+
+
+def test_attack_sense_mid_training(benchmark: Any, turns: int, sensed: list[Sensed]) -> None:
+    model, x, y = case()
+    x_0, how = start(x), settings()
+
+    def ours(c: float | None, options: dict[str, Any]) -> Callable[..., Any]:
+        attack = fastsal.SENSE(model, EPS, ALPHA, STEPS, c, **options)
+        return lambda **more: attack(x, y, seed=SEED, **more)
+
+    contenders = {name: ours(C, options) for name, options in how.items()}
+    given = {name: call(return_info=True) for name, call in contenders.items()}
+    contenders[LOOP] = lambda: plain_attack.sense(model, x, y, x_0, EPS, ALPHA, STEPS, CUT)
+    check(x, contenders[LOOP](), given)
+    benchmark(contenders[FP32])
+    if benchmark.enabled:
+        contenders |= {FULL[name]: ours(None, options) for name, options in how.items()}
+        once = {name: seconds_of(call) for name, call in contenders.items()}
+        info = {name: pair[1] for name, pair in given.items()}
+        sensed.append(Sensed(alternate(contenders, turns, LIMIT, once), info))
+
+
+def per_row_step(sensed: Sensed, name: str, rows: int) -> str:
+    """Time per row and step of the truncated attack, over that of the attack on the full batch."""
+    full = ROWS * STEPS
+    scaled = {"sense": [t / rows for t in sensed.seconds[name]], "full": [t / full for t in sensed.seconds[FULL[name]]]}
+    return ratio_with_quartiles(scaled, "sense", "full")
+
+
+def table(sensed: Sensed) -> str:
+    rows = []
+    for name, info in sensed.info.items():
+        loop = ratio_with_quartiles(sensed.seconds, LOOP, name)
+        counts = () if name == PLAIN else (sum(info.stepped), info.row_backwards)  # plain: all rows, all steps
+        rows.append([name, loop, *(per_row_step(sensed, name, count) for count in counts)])
+        rows[-1] += [""] * (4 - len(rows[-1]))
+    heads = ("SENSE", "full-batch loop takes, times", "time per live row-step over that of PGD", "per row computed")
+    return marked.table(heads, rows)
+
+
+def words(sensed: Sensed) -> str:
+    shares = ", ".join(f"{share:.2f}" for share in sensed.info[FP32].live_share)
+    return (
+        f"SmallCNN half-way through SENSE training (c = {C:g}, eps = {EPS:g}), {ROWS} of its training images, {STEPS} "
+        f"steps, {len(sensed.seconds[FP32])} turns. Live share by step: {shares}. A live row-step is a row that takes a "
+        "step; *per row computed* counts the rows of each backward instead, those too that the test of that very step "
+        "retires."
+    )

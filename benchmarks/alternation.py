@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ except ImportError:  # Windows counts no page faults
 TURNS = 20
 LEAST = 3  # turns, however long they take
 BLOCK = 0.02  # seconds that the calls of one contender in one turn take, at least
-Seconds = dict[str, list[float]]  # per contender, one per turn
+Seconds = dict[Any, list[float]]  # per contender, one per turn
 
 
 def seconds_of(call: Callable[[], object]) -> float:
@@ -38,10 +39,10 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def alternate(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[Any, Callable[[], object]],
     turns: int = TURNS,
     limit: float = math.inf,
-    once: Mapping[str, float] | None = None,
+    once: Mapping[Any, float] | None = None,
 ) -> Seconds:
     """Seconds per call of each contender in each turn.
 
@@ -68,16 +69,16 @@ def alternate(
     return seconds
 
 
-def ratios(seconds: Seconds, of: str, to: str) -> list[float]:
+def ratios(seconds: Seconds, of: Any, to: Any) -> list[float]:
     return [a / b for a, b in zip(seconds[of], seconds[to], strict=True)]
 
 
-def median_ratio(seconds: Seconds, of: str, to: str) -> float:
+def median_ratio(seconds: Seconds, of: Any, to: Any) -> float:
     """How often `to` fits into the time of `of`."""
     return statistics.median(ratios(seconds, of, to))
 
 
-def ratio_with_quartiles(seconds: Seconds, of: str, to: str) -> str:
+def ratio_with_quartiles(seconds: Seconds, of: Any, to: Any) -> str:
     pairs = ratios(seconds, of, to)
     if len(pairs) < 2:
         return f"{pairs[0]:.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,5 +50,8 @@ def write(folder: Path, result: TrainResult, config: dict[str, Any]) -> None:
     """The settings last: where they are, the run has ended."""
     folder.mkdir(parents=True, exist_ok=True)
     runs.write_model(folder, result.model)
-    runs.write_history(folder, result.history)
-    runs.write_config(folder, config)
+    last = result.history[-1]
+    learnt = {name: last[name] for name in ("start_accuracy", "live_share_by_step")}
+    versions = {"fastsal": fastsal.__version__, "torch": str(torch.__version__)}
+    text = json.dumps({**config, "last_epoch": learnt, "versions": versions}, indent=2)
+    (folder / runs.CONFIG).write_text(text + "\n", encoding="utf-8")

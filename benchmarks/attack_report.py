@@ -271,6 +271,7 @@ KINDS = {  # of operators, by parts of their names
     "copies": ("copy", "clone", "contiguous", "aten::to", "aten::fill", "zero"),
     "activations, sums": ("relu", "threshold", "aten::add", "aten::mul", "aten::div", "pad", "slice"),
 }
+AIMS = {"bf16": dict(zip(NETS, (0.55, 0.75, 0.90), strict=True))}  # shares of the machine's rate
 SIZE = 2048  # of the square matrices whose product is the machine's own rate
 
 
@@ -288,7 +289,7 @@ def kinds_of_time(call: Callable[[], Any]) -> dict[str, float]:
 
 def rate(names: list[str], turns: int) -> str:
     dtypes = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if NATIVE else {})}
-    rows = []
+    rows, missed = [], list[str]()
     for name in names:
         model, x, y = case(name)
         for precision, dtype in dtypes.items():
@@ -304,6 +305,8 @@ def rate(names: list[str], turns: int) -> str:
             of_call = kinds_of_time(calls["attack"])
             speeds = (f"{1e-9 / sorted(per_operation[key])[len(per_operation[key]) // 2]:.0f}" for key in calls)
             share = ratio_with_quartiles(per_operation, "product", "attack")
+            reached, aim = median_ratio(per_operation, "product", "attack"), AIMS.get(precision, {}).get(name, 0.0)
+            missed += [f"{name}: {reached:.2f} ({aim:.2f})"] if reached < aim else []
             rows.append(
                 [name, precision, f"{operations['attack'] / 1e9:.1f}", *speeds, share]
                 + [f"{100 * part:.0f} %" for part in of_call.values()]
@@ -317,8 +320,8 @@ def rate(names: list[str], turns: int) -> str:
         "of one profiled call went; *the rest* is Python, autograd and dispatch.",
         marked.table(heads, rows, words=2),
     ]
-    if not NATIVE:
-        parts.append(f"No bf16 here: {WHY_BF16}.")
+    aims = f"Less than the share aimed at in bf16 (aim): {'; '.join(missed) or 'none'}."
+    parts.append(aims if NATIVE else f"No bf16 here: {WHY_BF16}.")
     return "\n\n".join(parts)
 
 

@@ -66,9 +66,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     raced, sensed = config.stash[RACED], config.stash[SENSED]
     parts = [f"Machine: {config.stash[STARTED]}. Medians over turns of paired ratios (quartiles)."]
     if raced:
-        parts += [test_attacks.table(raced), *test_attacks.beside()]
+        parts += [test_attacks.table(raced), test_attacks.missed(raced), *test_attacks.beside()]
     for contest in sensed:
-        parts += [test_sense_attack.words(contest), test_sense_attack.table(contest)]
+        parts += [test_sense_attack.words(contest), test_sense_attack.table(contest), test_sense_attack.missed(contest)]
     if raced or sensed:
         terminalreporter.section("attacks: ratios")
         text = "\n\n".join(parts)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SENSE_OPERATIONS = 15  # full-size tensor operations in a step of `sense`; benchmarks/test_sense_attack.py counts them
+SENSE_OPERATIONS = 15  # full-size tensor operations in a step of `sense`; tests/test_attack_benchmarks.py counts them
 
 
 def pgd(

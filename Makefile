@@ -12,7 +12,7 @@ help:
 	@echo "make test-device-code  GPU code compiled without a GPU against docs/kernel_budgets.md; address sanitizer (minutes)"
 	@echo "make test-mutants  small mistakes planted into the kernels, one at a time, must be noticed (a tenth; FULL=1: all)"
 	@echo "make compare     natural, PGD and SENSE over three seeds; rewrites the README's table (resumes when stopped)"
-	@echo "make benchmarks  kernels side by side with eager torch and torch.compile"
+	@echo "make benchmarks  kernels beside eager torch and torch.compile, attacks beside other libraries and plain loops"
 	@echo "make lint types  ruff and mypy;  make format  rewrites the code"
 	@echo "make wheels      two wheels, with and without the extension, each installed and tested on its own"
 	@echo "make figures     the README's picture"

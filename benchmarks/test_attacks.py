@@ -83,6 +83,7 @@ def check(model: nn.Module, x: Tensor, y: Tensor, contenders: dict[str, Callable
         given = call()
         once[name] = time.perf_counter() - begin
         result = given[1] if isinstance(given, tuple) else torch.as_tensor(given)  # foolbox: raw, clipped, success
+        result = result.detach()
         assert float((result - x).abs().max()) <= EPS + 1e-6, name
         with torch.no_grad():
             right[name] = float((model(result).argmax(1) == y).float().mean())

@@ -12,6 +12,7 @@ of Philox and batches cut into pieces.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import itertools
 import json
@@ -20,6 +21,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import triton
@@ -27,6 +29,7 @@ import triton.language as tl
 from fastsal.kernels.noise import philox
 from kernel_cases import Case, answer, cases, disagreement, run_reference, wild_cases
 from torch import Tensor
+from triton.language import semantic
 from triton.runtime import interpreter
 
 from fastsal import backends, kernels, reference
@@ -61,9 +64,51 @@ EVERY, LARGEST = 4, 15_000  # of the "full" cases, and elements of one: the inte
 
 def keep_language() -> None:
     """Triton's interpreter puts its own functions into the language at every call of a device function, which is half
-    of its time; from here on they stay there."""
+    of its time; from here on they stay there. Half of the rest goes into things of which nothing comes either: types
+    that are made anew for every value, and a search for overflows whose result it throws away unless it debugs."""
     interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     interpreter._patch_lang = lambda function: interpreter._LangPatchScope()
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=options.debug)
+    _keep_types()
+
+
+def _keep_types() -> None:
+    """What follows from the type of a value is kept with the type."""
+    looked_up, arrays, blocks = interpreter._get_np_dtype, dict[str, Any](), dict[tuple[Any, ...], Any]()
+
+    def array_dtype(dtype: Any) -> Any:
+        if dtype.name not in arrays:
+            arrays[dtype.name] = looked_up(dtype)
+        return arrays[dtype.name]
+
+    def with_element_ty(block: Any, element: Any) -> Any:
+        key = (element.name, *block.shape.values)
+        if key not in blocks:
+            blocks[key] = tl.block_type(element, block.shape)
+        return blocks[key]
+
+    slowly = tl.tensor.__init__
+
+    def made(tensor: Any, handle: Any, dtype: Any) -> None:
+        known = vars(dtype).get("of_tensors")
+        if known is None:
+            slowly(tensor, handle, dtype)
+            dtype.of_tensors = tensor.shape, tensor.numel, tensor.dtype
+        else:
+            tensor.handle, tensor.type = handle, dtype
+            tensor.shape, tensor.numel, tensor.dtype = known
+
+    broadcast = semantic.TritonSemantic.broadcast_impl_value
+
+    def broadcast_if_needed(self: Any, left: Any, right: Any) -> tuple[Any, Any]:
+        shapes = [one.type.shape.values if one.type.is_block() else [] for one in (left, right)]
+        return (left, right) if shapes[0] == shapes[1] else broadcast(self, left, right)
+
+    interpreter._get_np_dtype = array_dtype
+    tl.block_type.with_element_ty = with_element_ty
+    tl.tensor.__init__ = made
+    semantic.TritonSemantic.broadcast_impl_value = broadcast_if_needed
 
 
 @contextlib.contextmanager

@@ -162,6 +162,8 @@ def in_other_blocks(name: str, size: str) -> Iterator[tuple[dict[str, int], Case
         in_double = [case for case in chosen if case.args[0].dtype == torch.float64]  # chunks of their own size
         for case in chosen if full else [*chosen[at :: 2 * len(BLOCKS[name])], *in_double[-1:]]:
             yield sizes, aside(case, 1 + at)
+    wild = [case for case in wild_cases(name) if elements(case) <= MOST * 32 and case.label.endswith("-wild-rows")]
+    yield from ((BLOCKS[name][0], case) for case in wild[:: 1 if full else 9])  # of each norm one
 
 
 def problems(name: str, size: str) -> tuple[int, list[str]]:

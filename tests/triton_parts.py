@@ -82,11 +82,15 @@ def checks() -> Iterator[tuple[str, Problem]]:
     yield "counters", _counters
     yield "flags of rows", _flags
     yield "launches", _launches()
+    yield "rows of no elements", _empty
     yield "rows beyond 32 bits", _wide
+    yield "counters beyond 32 bits", _wide_counters
+    yield "channels beyond 32 bits", _wide_channels
     yield "order of logits", _order_keys
     yield "probes for a shrinkage", _probes
     yield "elements of an L1 step", _l1_elements
     yield "norms in a unit", _norms
+    yield "norms of parts", _joined_norms
     yield "scales", _scales
 
 
@@ -405,11 +409,13 @@ def _order_keys(package: str) -> str | None:
     """Keys rise with the logits; those of both zeros are one, and so are those of all NaNs, above the rest."""
     for dtype, integer in ((F32, torch.int32), (F64, torch.int64)):
         info = torch.finfo(dtype)
-        rising = [-INF, info.min, -1.5, -1.0, -info.tiny, 0.0, info.tiny, 1.0, 1.5, info.max, INF, NAN]
-        values = torch.tensor([*rising, -0.0, NAN], dtype=dtype)
-        values[-1] = -values[-1]
+        numbers = torch.tensor([-2.0, -1.5, -1.0, 1.0, 1.5, 2.0], dtype=dtype)
+        neighbours = [numbers.nextafter(torch.full_like(numbers, side)) for side in (-INF, INF)]
+        rest = torch.tensor([-INF, info.min, -info.tiny, 0.0, info.tiny, info.max, INF, NAN], dtype=dtype)
+        rising = torch.cat((numbers, *neighbours, rest)).sort()[0]
+        values = torch.cat((rising, -rising[rising == 0], -rising[-1:]))
         keys = mapped(_module(package, "margin_loss").order_key, [values], integer)[0].tolist()
-        if keys[:12] != sorted(set(keys)) or keys[12:] != [keys[5], keys[11]]:
+        if keys[:-2] != sorted(set(keys)) or keys[-2:] != [keys[rising.tolist().index(0)], keys[-3]]:
             return f"keys in {dtype}: {keys}"
     return None
 
@@ -504,6 +510,45 @@ def _norms(package: str) -> str | None:
     return None if (unit[0], squares[0]) == (0, 4) else "squares as they are"
 
 
+@triton.jit
+def joined(function: tl.constexpr, units, squares, unit, norm, segments, SAFE: tl.constexpr, PARTS: tl.constexpr):
+    n, length = function(units, squares, tl.program_id(0), segments, SAFE, PARTS)
+    tl.store(unit + tl.program_id(0), n)
+    tl.store(norm + tl.program_id(0), length)
+
+
+def _joined_norms(package: str) -> str | None:
+    """Parts of a row in units of their own, more of them than are read at a time; and of a row of zeros."""
+    join = _module(package, "pgd_step_l2").joined_norm
+    zero, one, small = (1000, 0.0), (3, 1.0), (900, 4.0)
+    for parts in (
+        [one, zero, zero],
+        [zero, zero, one],
+        [zero, (1000, 2.0**-148), zero],
+        [small, one, zero],
+        [one, small, zero],
+        [small, (898, 1.0), (899, 12.0)],
+        [(-1000, 2.0**40), one, zero],
+        [zero, one, (0, 4.0)],
+        [zero, zero, zero],
+    ):
+        units = torch.tensor([n for n, _ in parts], dtype=torch.int32)
+        squares = torch.tensor([square for _, square in parts], dtype=F64)
+        least = min((n for n, square in parts if square), default=0)
+        total = sum(square * 2.0 ** (2 * max(least - n, -500)) for n, square in parts)
+        for safe, block in itertools.product((True, False), (2, 4)):
+            # another row in front and behind, as a row that is read instead would show
+            unit, norm = torch.zeros(3, dtype=torch.int32), torch.zeros(3, dtype=F64)
+            around = (torch.full_like(units, -1000), units, torch.full_like(units, -1000))
+            beside = torch.full_like(squares, 9.0)
+            joined[(3,)](join, torch.cat(around) if safe else None, torch.cat((beside, squares, beside)), unit, norm,
+                         3, safe, block)  # fmt: skip
+            expected = (least, math.sqrt(total)) if safe else (0, math.sqrt(float(squares.sum())))
+            if norm[1] != expected[1] or (expected[1] and unit[1] != expected[0]) or abs(unit[1]) > 1000:
+                return f"{parts}, {block} at a time: {norm[1].item()} in a unit of 2^{unit[1].item()}"
+    return None
+
+
 def _scales(package: str) -> str | None:
     l2 = _module(package, "pgd_step_l2")
     norms = torch.tensor([0.0, 1e-300, 0.5, 1, 2, 4, INF, NAN], dtype=F64)
@@ -567,8 +612,12 @@ def _flags(package: str) -> str | None:
     return None
 
 
+EACH = {"EACH_EPS": "eps", "EACH_ALPHA": "alpha", "EACH_LOW": "clip_min", "EACH_HIGH": "clip_max"}
+
+
 def _launches() -> Problem:
-    """Every launch in whole powers of two of warps, each thread with few elements, and without fused multiply-adds."""
+    """Every launch in whole powers of two of warps, each thread with few elements, and without fused multiply-adds, for
+    starts and steps of rows of every length; and what it says of operands that hold one value for all."""
     calls = [case for name in OPERATORS for case in cases(name, "quick")]
 
     def problem(package: str) -> str | None:
@@ -582,15 +631,42 @@ def _launches() -> Problem:
                     wrong.append(f"{kernel.__name__}: {each} elements, {num_warps} warps, fused: {enable_fp_fusion}")
                 if how.get("maxnreg", 40) != 40:
                     wrong.append(f"{kernel.__name__}: {how['maxnreg']} registers")
+                several = {
+                    flag: case[name] is not None and len(case[name]) > 1 for flag, name in EACH.items() if flag in how
+                }
+                if any(how[flag] != expected for flag, expected in several.items()):
+                    wrong.append(f"{kernel.__name__}: {how}, expected {several}")
 
             return check
 
         with _device("cuda", 80, 32), mock.patch.object(InterpretedFunction, "__getitem__", launched):
             for case in calls:
                 answer(case, _module(package, case.name).launch)
+            case = dict.fromkeys(EACH.values())
+            for power, dtype, p in itertools.product(range(4, 15), (F32, F64), (INF, 2.0, 1.0)):
+                x, one = torch.empty(2, 2**power, dtype=dtype, device="meta"), torch.empty(1, device="meta")
+                case |= {"eps": one, "alpha": one}
+                _module(package, "random_start").launch(x, one, one, None, None, None, None, p, x)
+                _module(package, "pgd_step").launch(x, x, x, one, one, None, None, None, None, p, 1, x, one)
         return wrong[0] if wrong else None
 
     return problem
+
+
+def _empty(package: str) -> str | None:
+    """Of rows without elements a step tells that they are finite, and there is nothing else to write."""
+    nothing, one = torch.zeros(3, 0), torch.full((1,), 0.5)
+    for p in (INF, 2.0, 1.0):
+        nonfinite = torch.full((3,), 7, dtype=torch.int8)
+        _module(package, "pgd_step").launch(
+            nothing, nothing, nothing, one, one, None, None, None, None, p, 1, nothing.clone(), nonfinite
+        )
+        if nonfinite.any():
+            return f"L{p:g}: {nonfinite.tolist()}"
+        _module(package, "random_start").launch(
+            nothing, one, torch.tensor(3), None, None, None, None, p, nothing.clone()
+        )
+    return None
 
 
 def _wide(package: str) -> str | None:
@@ -609,6 +685,74 @@ def _wide(package: str) -> str | None:
                 _module(package, "pgd_step").launch(x, x, x, one, one, None, None, None, None, p, 1, x, one)
         if found != [size == 2**31] * 7:
             return f"{size} elements: {found}"
+    return None
+
+
+@triton.jit
+def noise_block(function: tl.constexpr, outputs, key, first, channels, places, LAST: tl.constexpr, WIDE: tl.constexpr):
+    seed, key, first = tl.load(key), tl.load(key + 1), tl.load(first)
+    made = function(seed, key, first, tl.load(channels), tl.load(places), LAST, WIDE, 8)
+    tl.store(outputs + tl.arange(0, 8), made.to(outputs.dtype.element_ty))
+
+
+def _wide_counters(package: str) -> str | None:
+    """The words and normals of elements on both sides of 2^32 and beyond, in either order of a row."""
+    starts, key = _module(package, "random_start"), torch.tensor([0x123456789, -5])
+    for first, channels, places, last in (
+        (2**34 + 8, 3, 2**33 + 1, False),
+        (2**34 + 8, 3, 2**33 + 1, True),
+        (2**32 - 4, 2**32 + 3, 7, True),
+        (16, 5, 9, True),
+    ):
+        at = [first + i for i in range(8)]
+        index = torch.tensor([i % channels * places + i // channels for i in at] if last else at)
+        four = torch.stack([reference.philox(key[0], block[None], key[1:])[0, 0] for block in index >> 2])
+        u = ((four >> 9).double() + 0.5) * 2.0**-23
+        length, angle = (-2 * u[:, ::2].log()).sqrt(), 2 * math.pi * u[:, 1::2]
+        normals = torch.stack((length * angle.cos(), length * angle.sin()), 2).flatten(1)
+        words, noise = torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=F64)
+        sizes = [torch.tensor([size]) for size in (first, channels, places)]
+        wide = first > 2**31
+        noise_block[(1,)](starts.words_of, words, key, *sizes, last, wide)
+        noise_block[(1,)](starts.normals_of, noise, key, *sizes, last, wide)
+        which = (torch.arange(8), index & 3)
+        if not torch.equal(words, four[which]) or not torch.allclose(noise, normals[which], rtol=0, atol=1e-14):
+            return f"from {first}, {channels} channels of {places}, last: {last}"
+    return None
+
+
+def _wide_channels(package: str) -> str | None:
+    """Bounds of so many channels, or of channels of so many places, that their number does not fit into 32 bits."""
+    x, zeros, seed = torch.zeros(1, 4), torch.zeros(1, dtype=F64), torch.tensor(3)
+    grad, one = torch.tensor([[0.5, -1, 2, -3]]), torch.full((1,), 0.5)
+    bounds = torch.tensor([-1.0, 0.25, -0.25, 0.45])
+    starts = {"seed": seed, "sample_ids": None}
+    steps = {"x_adv": x, "grad": grad, "alpha": one, "rows": None, "nonfinite": torch.zeros(1, dtype=torch.int8)}
+    steps |= {"slots": 1, "EACH_ALPHA": False}
+    units = torch.zeros(1, dtype=torch.int32)
+    parts = {"grad_units": units, "delta_units": units, "grad_squares": zeros + 14.25, "delta_squares": zeros + 0.25}
+    for module, kernel, operands in (
+        ("random_start", "linf_start", starts | {"SPLIT": False}),
+        ("random_start", "scaled_start", starts | {"masses": None, "L2": True, "PARTS": 32}),
+        ("pgd_step", "linf_step", steps | {"counters": None, "SPLIT": False}),
+        ("pgd_step_l2", "l2_segment", steps | parts | {"PHASE": 2, "PARTS": 32}),
+    ):
+        operands |= {"x": x, "eps": one, "ids": None, "samples": 1, "size": 4, "segments": 1, "EACH_EPS": False}
+        operands |= {"WIDE": True, "ALIGNED": False, "BLOCK": 4}
+        output = "start" if module == "random_start" else "next"
+        for channels, places, last in ((2, 2**32 + 1, False), (2**32 + 1, 3, True)):
+            made = []
+            for low, high in ((None, None), (bounds, None), (None, -bounds)):
+                made.append(torch.zeros(1, 4))
+                getattr(_module(package, module), kernel)[(1,)](
+                    **operands, **{output: made[-1]}, channels=channels, places=places, LAST=last,
+                    clip_min=low, clip_max=high, EACH_LOW=low is not None, EACH_HIGH=high is not None,
+                )  # fmt: skip
+            of = bounds if last else bounds[:1]
+            if not torch.equal(made[1], made[0].clamp(min=of)) or not torch.equal(made[2], made[0].clamp(max=-of)):
+                return f"{kernel}, {channels} channels of {places}: {torch.cat(made).tolist()}"
+            if not made[0].all():
+                return f"{kernel}: nothing moved"
     return None
 
 

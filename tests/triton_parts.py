@@ -26,7 +26,7 @@ import row_parts
 import torch
 import triton
 import triton.language as tl
-from kernel_cases import answer, cases
+from kernel_cases import Case, answer, cases, disagreement, run_reference
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -87,6 +87,7 @@ def checks() -> Iterator[tuple[str, Problem]]:
     yield "counters beyond 32 bits", _wide_counters
     yield "channels beyond 32 bits", _wide_channels
     yield "order of logits", _order_keys
+    yield "leaders in one lane", _leaders
     yield "probes for a shrinkage", _probes
     yield "elements of an L1 step", _l1_elements
     yield "norms in a unit", _norms
@@ -417,6 +418,23 @@ def _order_keys(package: str) -> str | None:
         keys = mapped(_module(package, "margin_loss").order_key, [values], integer)[0].tolist()
         if keys[:-2] != sorted(set(keys)) or keys[-2:] != [keys[rising.tolist().index(0)], keys[-3]]:
             return f"keys in {dtype}: {keys}"
+    return None
+
+
+def _leaders(package: str) -> str | None:
+    """The largest logits of a row all in one lane, in any order, the label among them or not."""
+    margin = _module(package, "margin_loss")
+    orders = list(itertools.permutations((900.0, 901.0, 902.0, 903.0)))[::4]
+    logits = torch.arange(33).float().repeat(len(orders), 1)
+    logits[:, :32:8] = torch.tensor(orders)
+    target = torch.tensor([0, 5, 8, 16, 24, 32])
+    with mock.patch.object(margin, "ON_CHIP", 8):
+        for dlr, other in itertools.product((False, True), (None, target.roll(1))):
+            case = Case(
+                "margin_loss", f"DLR: {dlr}, targeted: {other is not None}", (logits, target, other, None, dlr), 0
+            )
+            if (problem := disagreement(case, answer(case, margin.launch), run_reference(case))) is not None:
+                return problem
     return None
 
 

@@ -10,8 +10,9 @@ namespace fastsal {
 
 constexpr unsigned kWarp = 32, kWarps = 32, kAllLanes = 0xffffffffu;
 
-// value combined over the block by an associative, commutative `combine(a, b)`; `shuffle(v, d)`: v of lane ^ d.
-template <class V, class Combine, class Shuffle>
+// value combined over the block by an associative, commutative `combine(a, b)`; `shuffle(v, d)`: v of lane ^ d. `few`:
+// registers, so that a thread looks at one lane after the other.
+template <bool few = false, class V, class Combine, class Shuffle>
 __device__ __forceinline__ V block_reduce(V value, V* lanes, Combine combine, Shuffle shuffle) {
   for (unsigned d = kWarp / 2; d > 0; d /= 2) value = combine(value, shuffle(value, d));
   const unsigned warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
@@ -19,7 +20,12 @@ __device__ __forceinline__ V block_reduce(V value, V* lanes, Combine combine, Sh
   if (threadIdx.x % kWarp == 0) lanes[warp] = value;
   __syncthreads();
   value = lanes[0];
-  for (unsigned w = 1; w < warps; ++w) value = combine(value, lanes[w]);
+  if constexpr (few) {
+#pragma unroll 1
+    for (unsigned w = 1; w < warps; ++w) value = combine(value, lanes[w]);
+  } else {
+    for (unsigned w = 1; w < warps; ++w) value = combine(value, lanes[w]);
+  }
   return value;
 }
 
@@ -35,9 +41,9 @@ struct Add {
   __device__ __forceinline__ V operator()(V a, V b) const { return a + b; }
 };
 
-template <class V>
+template <bool few = false, class V>
 __device__ __forceinline__ V block_sum(V value, V* lanes) {
-  return block_reduce(value, lanes, Add<V>(), ShuffleValue<V>());
+  return block_reduce<few>(value, lanes, Add<V>(), ShuffleValue<V>());
 }
 
 template <class V>
@@ -46,9 +52,9 @@ struct Larger {
 };
 
 // The largest; no value may be NaN.
-template <class V>
+template <bool few = false, class V>
 __device__ __forceinline__ V block_max(V value, V* lanes) {
-  return block_reduce(value, lanes, Larger<V>(), ShuffleValue<V>());
+  return block_reduce<few>(value, lanes, Larger<V>(), ShuffleValue<V>());
 }
 
 // In 32 bits: where a thread keeps several, they are scarce registers.

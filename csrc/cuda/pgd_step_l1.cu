@@ -20,7 +20,7 @@ void launch_pgd_step_l1(const PgdStepCall& call, void* stream) {
     if (on_chip(call, kFewTurns)) return held_l1<T, G, kFewTurns>(call, stream);
     if (on_chip(call, kManyTurns)) return held_l1<T, G, kManyTurns>(call, stream);
     for_each_grid(call.count, 1, [&](int64_t first_row, int64_t, dim3 grid) {
-      launch("l1_long_step", l1_long_step_kernel<T, G>, grid, threads(kLongThreads), 0, stream, call, first_row,
+      launch("l1_long_step", l1_long_step_kernel<T, G>, grid, threads(kStreamThreads), 0, stream, call, first_row,
              vector_rows(call));
     });
   });

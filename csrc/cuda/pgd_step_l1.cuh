@@ -8,13 +8,70 @@
 
 namespace fastsal {
 
-constexpr unsigned kLongThreads = 1024;
-
 // Room in shared memory for a value that has a constructor.
 template <class V>
 struct InShared {
   alignas(V) unsigned char bytes[sizeof(V)];
   __device__ __forceinline__ V& value() { return *reinterpret_cast<V*>(bytes); }
+};
+
+// A number that all passes of a row need, the same for all threads: in a register of each,
+template <class V>
+class InRegister {
+ public:
+  __device__ __forceinline__ InRegister(V&, V value) : value_(value) {}
+  __device__ __forceinline__ explicit InRegister(const V& from) : value_(from) {}
+  __device__ __forceinline__ operator V() const { return value_; }
+
+ private:
+  const V value_;
+};
+
+// or in shared memory at `at`. Read anew at each use (volatile), it holds no register.
+template <class V>
+class ReadAnew {
+ public:
+  // By the whole block.
+  __device__ __forceinline__ ReadAnew(V& at, V value) : at_(at) {
+    if (threadIdx.x == 0) at = value;
+    __syncthreads();
+  }
+  __device__ __forceinline__ explicit ReadAnew(const V& at) : at_(at) {}
+  __device__ __forceinline__ operator V() const { return at_; }
+
+ private:
+  const volatile V& at_;
+};
+
+// A Sum of each thread of a streaming kernel's block, in shared memory likewise; one at a time.
+template <bool compensated>
+class SharedSum {
+ public:
+  __device__ __forceinline__ SharedSum() { put({}); }
+  __device__ __forceinline__ void add(double v) {
+    Sum<compensated> sum = *this;
+    sum.add(v);
+    put(sum);
+  }
+  __device__ __forceinline__ operator Sum<compensated>() const {
+    Sum<compensated> sum;
+    sum.sum = room().sum[threadIdx.x];
+    if (compensated) sum.carry = room().carry[threadIdx.x];
+    return sum;
+  }
+
+ private:
+  struct Room {
+    double sum[kStreamThreads], carry[compensated ? kStreamThreads : 1];
+  };
+  static __device__ __forceinline__ volatile Room& room() {
+    __shared__ Room shared;
+    return shared;
+  }
+  static __device__ __forceinline__ void put(const Sum<compensated>& sum) {
+    room().sum[threadIdx.x] = sum.sum;
+    if (compensated) room().carry[threadIdx.x] = sum.carry;
+  }
 };
 
 template <class T, class G>
@@ -29,9 +86,14 @@ class HeldL1Row {
   using Point = T;
   using Key = KeyOf<T, G>;
   using Part = StepSegment<T, G>;
+  template <class V>
+  using Number = InRegister<V>;
+  using KeptSum = Sum<sizeof(T) == 8>;
+  using Count = double;
+  static constexpr bool few = false;  // registers
 
   __device__ __forceinline__ HeldL1Row(const PgdStepCall& call, const StepRow& place, int64_t j, bool vector)
-      : part_(call, place, j, 0, int(call.size), vector), moved_(0), upwards_(0) {
+      : part_(call, place, j, 0, int(call.size), vector), sample_(place.sample), moved_(0), upwards_(0) {
 #pragma unroll
     for (int k = 0; k < turns; ++k) {
       part_.load_slopes(k, held_[k]);
@@ -43,6 +105,10 @@ class HeldL1Row {
       }
     }
   }
+  __device__ __forceinline__ int64_t sample() const { return sample_; }
+  __device__ __forceinline__ void save(const Part& part, int k, const Group<T, group>& out) const { part.save(k, out); }
+  __device__ __forceinline__ T low(const Part& part, int i) const { return part.box.low(i); }
+  __device__ __forceinline__ T high(const Part& part, int i) const { return part.box.high(i); }
   // body(part, k, v, key) for each element of this thread
   template <class Body>
   __device__ __forceinline__ void each_key(Body body) const {
@@ -66,7 +132,7 @@ class HeldL1Row {
   }
   // body(part, k, v, clean, delta) for each element, given what `settle` was; at_turn(part, k) after each group.
   template <class Moves, class Body, class AtTurn>
-  __device__ __forceinline__ void each_point(Moves, double share, Body body, AtTurn at_turn) const {
+  __device__ __forceinline__ void each_point(Moves, Number<double> share, Body body, AtTurn at_turn) const {
 #pragma unroll
     for (int k = 0; k < turns; ++k) {
 #pragma unroll
@@ -82,12 +148,14 @@ class HeldL1Row {
  private:
   static_assert(turns * group <= 32, "a bit for each element of a thread");
   Part part_;
+  const int64_t sample_;
   typename Part::Elements held_[turns];
   Key keys_[turns][group];
   unsigned moved_, upwards_;
 };
 
-// A row of any length, segment by segment.
+// A row of any length, segment by segment, in threads with few registers: from turn to turn these hold nothing of the
+// row, and an element's bounds are looked up where they are used.
 template <class T, class G>
 class LongL1Row {
  public:
@@ -95,46 +163,91 @@ class LongL1Row {
   using Point = T;
   using Key = KeyOf<T, G>;
   using Part = StepSegment<T, G>;
+  template <class V>
+  using Number = ReadAnew<V>;
+  using KeptSum = SharedSum<sizeof(T) == 8>;
+  using Count = unsigned;
+  static constexpr bool few = true;
 
   __device__ __forceinline__ LongL1Row(const PgdStepCall& call, const StepRow& place, int64_t j, bool vector)
-      : call_(call), place_(place), j_(j), vector_(vector) {}
+      : call_(call), vector_(vector), j_(kept().j, j), sample_(kept().sample, place.sample),
+        slot_(kept().slot, place.slot), low_(kept().low, bounds().low([] { return 0; })),
+        high_(kept().high, bounds().high([] { return 0; })) {}
+  __device__ __forceinline__ int64_t sample() const { return sample_; }
+  __device__ __forceinline__ void save(const Part& part, int k, const Group<T, group>& out) const {
+    part.save_to(static_cast<T*>(call_.next_out) + j_ * call_.size + part.first, k, out);
+  }
+  __device__ __forceinline__ T low(const Part& part, int i) const {
+    return call_.clip_min_count > 1 ? bounds().low([&] { return channel(part, i); }) : T(low_);
+  }
+  __device__ __forceinline__ T high(const Part& part, int i) const {
+    return call_.clip_max_count > 1 ? bounds().high([&] { return channel(part, i); }) : T(high_);
+  }
   template <class Body>
   __device__ __forceinline__ void each_key(Body body) const {
-    each_part([&](const Part& part) {
-      part.each_slope([&](int k, const auto& e) {
+    each_turn([&](const Part& part, int k) {
+      typename Part::Elements e;
+      part.load_slopes(k, e);
 #pragma unroll
-        for (int v = 0; v < group; ++v) body(part, k, v, magnitude_key(e.slope[v]));
-      });
+      for (int v = 0; v < group; ++v) body(part, k, v, magnitude_key(e.slope[v]));
     });
   }
   template <class Moves>
   __device__ __forceinline__ void settle(Moves) {}
   template <class Moves, class Body, class AtTurn>
-  __device__ __forceinline__ void each_point(Moves moves, double share, Body body, AtTurn at_turn) const {
-    each_part([&](const Part& part) {
-      part.each([&](int k, const auto& e) {
+  __device__ __forceinline__ void each_point(Moves moves, Number<double> share, Body body, AtTurn at_turn) const {
+    each_turn([&](const Part& part, int k) {
+      typename Part::Elements e;
+      part.load_slopes(k, e);
+      unsigned ways = 0;  // two bits of each element, so that its slope holds no register: does it move, and upwards
 #pragma unroll
-        for (int v = 0; v < group; ++v)
-          body(part, k, v, e.clean[v],
-               l1_displacement(e.clean[v], e.here[v], e.slope[v], moves(part, k, v, magnitude_key(e.slope[v])),
-                               share));
-        at_turn(part, k);
-      });
+      for (int v = 0; v < group; ++v) {
+        const unsigned way = unsigned(moves(part, k, v, magnitude_key(e.slope[v]))) + 2 * unsigned(e.slope[v] > 0);
+        ways = opaque(ways | (way << (2 * v)));
+      }
+      part.load_points(opaque(k), e);
+#pragma unroll
+      for (int v = 0; v < group; ++v)
+        body(part, k, v, e.clean[v],
+             l1_displacement(e.clean[v], e.here[v], (ways >> (2 * v)) & 2 ? 1 : -1, (ways >> (2 * v)) & 1, share));
+      at_turn(part, k);
     });
   }
 
  private:
+  // body(part, k) for each turn
   template <class Body>
-  __device__ __forceinline__ void each_part(Body body) const {
+  __device__ __forceinline__ void each_turn(Body body) const {
+#pragma unroll 1
     for (int64_t first = 0; first < call_.size; first += kSegment) {
-      const int length = int(first + kSegment < call_.size ? kSegment : call_.size - first);
-      body(Part(call_, place_, j_, first, length, vector_));
+#pragma unroll 1
+      for (int k = 0; k * int(block_threads()) * group < length(first); ++k)
+        body(Part(call_, StepRow(sample_, slot_), 0, opaque(first), length(first), vector_), k);
     }
   }
+  __device__ __forceinline__ int length(int64_t first) const {
+    const int64_t left = call_.size - opaque(first);
+    return int(left < kSegment ? left : kSegment);
+  }
+  struct Kept {
+    int64_t j, sample, slot;
+    T low, high;  // those that all elements share
+  };
+  static __device__ __forceinline__ Kept& kept() {
+    __shared__ Kept shared;
+    return shared;
+  }
+  __device__ __forceinline__ Bounds<T, PgdStepCall> bounds() const { return Bounds<T, PgdStepCall>(call_); }
+  __device__ __forceinline__ int64_t channel(const Part& part, int i) const {
+    if (i >= part.length) return 0;
+    const int64_t period = call_.channels_last ? call_.channels : call_.places;
+    const int64_t offset = part.first + i, whole = quotient(offset, period);
+    return call_.channels_last ? offset - whole * call_.channels : whole;
+  }
   const PgdStepCall& call_;
-  const StepRow place_;
-  const int64_t j_;
   const bool vector_;
+  const Number<int64_t> j_, sample_, slot_;
+  const Number<T> low_, high_;
 };
 
 template <class Row, class Test>
@@ -142,7 +255,7 @@ __device__ __forceinline__ int64_t count_keys(const Row& row, Test test) {
   __shared__ int64_t lanes[kWarps];
   unsigned count = 0;  // of one thread
   row.each_key([&](const auto& part, int k, int v, auto key) { count += test(part, k, v, key); });
-  return block_sum(int64_t(count), lanes);
+  return block_sum<Row::few>(int64_t(count), lanes);
 }
 
 // As l1_choose (rows/l1_step.h), for a block. Zeros beyond the end of a row are below every probe.
@@ -177,24 +290,34 @@ __device__ __forceinline__ L1Choice<Key> l1_choose_in_block(const Row& row, cons
 }
 
 template <class Row>
-__device__ __forceinline__ bool l1_step_in_block(const PgdStepCall& call, const StepRow& place, Row& row) {
+__device__ __forceinline__ bool l1_step_in_block(const PgdStepCall& call, Row& row) {
   using T = typename Row::Point;
   using Key = typename Row::Key;
   __shared__ double lanes[kWarps];
   __shared__ Key key_lanes[kWarps];
   Key largest = 0;
   row.each_key([&](const auto&, int, int, Key key) { largest = key > largest ? key : largest; });
-  largest = block_max(largest, key_lanes);
-  const bool finite = largest < (sizeof(Key) == 8 ? Key(0x7ff0000000000000ull) : Key(0x7f800000u));
+  largest = block_max<Row::few>(largest, key_lanes);
+  __shared__ struct {
+    bool finite;
+    Key threshold;
+    int64_t last;
+    double share;
+  } room;
+  const typename Row::template Number<bool> finite(
+      room.finite, largest < (sizeof(Key) == 8 ? Key(0x7ff0000000000000ull) : Key(0x7f800000u)));
   L1Choice<Key> choice{largest, -1, 0};  // nothing moves
   if (finite) choice = l1_choose_in_block(row, call, largest);
-  const double share = double(per_sample<T>(call.alpha, call.alpha_count, place.sample)) /
-                       double(choice.moving > 0 ? choice.moving : 1);
+  const typename Row::template Number<double> share(
+      room.share, double(per_sample<T>(call.alpha, call.alpha_count, row.sample())) /
+                      double(choice.moving > 0 ? choice.moving : 1));
+  const typename Row::template Number<Key> threshold(room.threshold, choice.threshold);
+  const typename Row::template Number<int64_t> last(room.last, choice.last);
   const RowOrder order(call);
   const auto moves = [&](const auto& part, int k, int v, Key key) {
-    return key > choice.threshold ||
-           (key == choice.threshold && choice.last >= 0 &&
-            (choice.last >= call.size || order.logical(part.first + part.at(opaque(k), v)) <= choice.last));
+    return key > threshold ||
+           (key == threshold && last >= 0 &&
+            (last >= call.size || order.logical(part.first + part.at(opaque(k), v)) <= last));
   };
   row.settle(moves);
   double reach = 0;
@@ -205,39 +328,39 @@ __device__ __forceinline__ bool l1_step_in_block(const PgdStepCall& call, const 
   // thread 0 searches for all: the numbers of the search would take eighteen registers of each
   __shared__ InShared<ShrinkSearch> shared;
   ShrinkSearch& search = shared.value();
-  reach = block_max(reach, lanes);
+  reach = block_max<Row::few>(reach, lanes);
   if (threadIdx.x == 0)
-    search = ShrinkSearch(inner_radius(per_sample<T>(call.eps, call.eps_count, place.sample)), reach);
+    search = ShrinkSearch(inner_radius(per_sample<T>(call.eps, call.eps_count, row.sample())), reach);
   __syncthreads();
   while (!search.done) {
-    Sum<sizeof(T) == 8> kept;
-    double falling = 0;
-    const double shrink = search.probe;
+    typename Row::KeptSum kept;
+    typename Row::Count falling = 0;  // of one thread
+    const typename Row::template Number<double> probe(search.probe);
     row.each_point(
         moves, share,
         [&](const auto& part, int k, int v, T clean, double delta) {
           const int i = part.at(opaque(k), v);
-          const double room = l1_room(clean, delta, part.box.low(i), part.box.high(i));
+          const double room = l1_room(clean, delta, row.low(part, i), row.high(part, i)), shrink = probe;
           kept.add(l1_kept(fabs(delta), shrink, room));
-          falling += double(l1_falls(fabs(delta), shrink, room));
+          falling += typename Row::Count(l1_falls(fabs(delta), shrink, room));
         },
         nothing);
-    const double mass = block_sum(kept.sum, lanes);
-    falling = block_sum(falling, lanes);
-    if (threadIdx.x == 0) search.report(mass, falling);
+    const double mass = block_sum<Row::few>(Sum<sizeof(T) == 8>(kept).sum, lanes);
+    const double all_falling = block_sum<Row::few>(double(falling), lanes);
+    if (threadIdx.x == 0) search.report(mass, all_falling);
     __syncthreads();
   }
-  const double shrink = search.probe;
+  const typename Row::template Number<double> probe(search.probe);
   Group<T, Row::group> out;
   row.each_point(
       moves, share,
       [&](const auto& part, int k, int v, T clean, double delta) {
         const int i = part.at(opaque(k), v);
-        const T low = part.box.low(i), high = part.box.high(i);
-        out.values[v] = l1_point(clean, delta, l1_kept(fabs(delta), shrink, l1_room(clean, delta, low, high)),
+        const T low = row.low(part, i), high = row.high(part, i);
+        out.values[v] = l1_point(clean, delta, l1_kept(fabs(delta), double(probe), l1_room(clean, delta, low, high)),
                                  low, high);
       },
-      [&](const auto& part, int k) { part.save(k, out); });
+      [&](const auto& part, int k) { row.save(part, k, out); });
   return finite;
 }
 
@@ -247,7 +370,7 @@ __device__ __forceinline__ void l1_step_of(const PgdStepCall& call, int64_t j, b
   bool nonfinite = false;
   if (place.real) {  // the same for all threads
     Row row(call, place, j, vector);
-    nonfinite = !l1_step_in_block(call, place, row);
+    nonfinite = !l1_step_in_block(call, row);
   }
   if (threadIdx.x == 0) write(call.nonfinite_out + j, nonfinite);
 }
@@ -259,7 +382,8 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
 }
 
 template <class T, class G>
-__global__ void __launch_bounds__(kLongThreads) l1_long_step_kernel(PgdStepCall call, int64_t first_row, bool vector) {
+__global__ void __launch_bounds__(kStreamThreads, kStreamBlocks)
+    l1_long_step_kernel(PgdStepCall call, int64_t first_row, bool vector) {
   l1_step_of<LongL1Row<T, G>>(call, first_row + blockIdx.x, vector);
 }
 

@@ -9,6 +9,7 @@ namespace fastsal {
 struct StepRow {
   int64_t sample, slot;
   bool real;  // false: padding, or an index that is none
+  __device__ __forceinline__ StepRow(int64_t sample_, int64_t slot_) : sample(sample_), slot(slot_), real(true) {}
   __device__ __forceinline__ StepRow(const PgdStepCall& call, int64_t j)
       : sample(call.ids ? call.ids[j] : j), slot(call.rows ? call.rows[j] : j),
         real(sample >= 0 && sample < call.samples && slot >= 0 && slot < call.points) {}

@@ -52,17 +52,6 @@ EXEMPT: tuple[Exempt, ...] = (
     Exempt("triton", "divergence_in_chunks", "occupancy", 0.5, _CHUNKS, ("sm_90", "sm_100")),
     Exempt("triton", "divergence_in_chunks", "spills", 16, _CHUNKS, ("sm_80",)),
     Exempt("triton", "divergence_in_chunks", "stack", 8, _CHUNKS, ("sm_80",)),
-    Exempt(
-        "cuda",
-        "l1_long_step",
-        "occupancy",
-        0.5,
-        "blocks of 1024 threads with 64 registers: one per multiprocessor; in two of 768 with 40 registers up to 172 "
-        "bytes are spilled on sm_90; " + _L1,
-        ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"),
-    ),
-    Exempt("cuda", "l1_long_step", "spills", 96, "1024 threads: 64 registers each", ("sm_120",)),
-    Exempt("cuda", "l1_long_step", "stack", 16, "1024 threads: 64 registers each", ("sm_120",)),
 )
 
 HIGHER_IS_BETTER = ("occupancy", "loads", "stores")

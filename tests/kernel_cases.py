@@ -455,6 +455,7 @@ def _quick_retirements() -> Iterator[Case]:
         yield _case(_retire, F32, (5,), 9, "", final, "none")
         yield _case(_retire, F32, (8,), 0, "over", final, "none")
     yield _case(_retire, F32, (4,), 1100, "over", False)
+    yield _case(_retire, F32, (4,), 1, "over", False, "none")
     yield _case(_retire, F32, (5,), 9, "right,over", False, "rows")
     yield _case(_retire, F32, (5,), 9, "over", True, "rows")
     yield _case(_retire, F64, (5,), 9, "right,over", False, "ids")

@@ -347,6 +347,8 @@ def _indices(package: str) -> str | None:
     if got != [i if 0 <= i < 7 else -1 for i in index.tolist()]:
         return f"in range: {got}"
     first, real = torch.tensor([0, 8, 16, 24, 0]), torch.tensor([True, True, True, True, False])
+    if mapped(lambda n: rows.rows_of(n, True), [index[-2:]], torch.int64)[0].tolist() != index[-2:].tolist():
+        return "multiples of 8"
     size = torch.full_like(first, 19)
     got = mapped(lambda n, f, r: rows.elements_left(n, f, r, 8), [size, first, real], torch.int32)[0].tolist()
     return None if got == [8, 8, 3, -5, 0] else f"elements left: {got}"
@@ -821,6 +823,9 @@ def _shapes(package: str) -> str | None:
     found = [rows.aligned(size, memory, memory[at:]) for size, at in ((8, 0), (8, 4), (8, 1), (0, 0), (4, 0), (12, 0))]
     if found != [True, True, False, False, False, False]:
         return f"aligned: {found}"
+    with mock.patch.object(torch.cuda, "device", lambda device: ("current", device)):
+        if rows.device_of(SimpleNamespace(is_cuda=True, device=1)) != ("current", 1):
+            return "not launched on the device of the operands"
     bounds = [rows.per_channel(bound) for bound in (None, torch.zeros(1), torch.zeros(2))]
     return None if bounds == [False, False, True] else f"bounds per channel: {bounds}"
 

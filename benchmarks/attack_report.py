@@ -43,7 +43,7 @@ LIMIT = 25.0  # seconds of a contest after which no turn begins, but three
 NATIVE, WHY_BF16 = bf16_pays("cpu")
 SENSE_CASE = "SmallCNN mid-training, SENSE"
 SMALL, RESNET, PREACT = NETS
-HEAD_STEPS = 2  # of the hand-written loops, whose steps are all alike
+LOOP_STEPS = 2  # of the hand-written loops, whose steps are all alike
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,16 @@ class Setting:
     @property
     def options(self) -> dict[str, Any]:
         return {"fast": self.levers, "precision": "bf16" if self.bf16 else "fp32", "compile": self.compile}
+
+    def check(self, notes: dict[str, str]) -> None:
+        """What is on, by the account of the attack. There may be no batch norm to fold."""
+        for name, on in (
+            ("channels_last", self.levers.channels_last),
+            ("fold_batch_norm", self.levers.fold_batch_norm and notes["fold_batch_norm"] != "off: no batch norm"),
+            ("compile", self.compile),
+        ):
+            assert notes[name].startswith("on") == on, (name, on, notes[name])
+        assert notes["precision"].startswith("bf16" if self.bf16 else "fp32"), notes["precision"]
 
 
 NONE = Setting(OFF)
@@ -117,13 +127,18 @@ WHY = {
 # --------------------------------------------------------------------------------------------- contests
 
 
-def check(calls: Mapping[Any, Callable[[], Any]], x: Tensor, radius: float, most: float) -> dict[Any, float]:
-    """All of the fp32 calls end at the same points but for signs of small gradients; seconds that each took."""
+def check(calls: Mapping[Any, Callable[..., Any]], x: Tensor, radius: float, most: float) -> dict[Any, float]:
+    """All of the fp32 calls end at the same points but for signs of small gradients; seconds that each took.
+
+    What an attack was asked to have on is on.
+    """
     once, first = {}, None
     for key, call in calls.items():
         begin = time.perf_counter()
-        given = call()
+        given = call(return_info=True) if isinstance(key, Setting) else call()
         once[key] = time.perf_counter() - begin
+        if isinstance(key, Setting):
+            key.check(given[1].levers)
         given = given[0] if isinstance(given, tuple) else given
         assert float((given - x).abs().max()) <= radius + 1e-6, key
         if isinstance(key, Setting) and key.bf16:
@@ -133,7 +148,7 @@ def check(calls: Mapping[Any, Callable[[], Any]], x: Tensor, radius: float, most
     return once
 
 
-def raced(calls: Mapping[Any, Callable[[], Any]], x: Tensor, radius: float, most: float, turns: int) -> Seconds:
+def raced(calls: Mapping[Any, Callable[..., Any]], x: Tensor, radius: float, most: float, turns: int) -> Seconds:
     once = check(calls, x, radius, most)
     again = {key: seconds_of(calls[key]) if isinstance(key, Setting) and key.compile else t for key, t in once.items()}
     return alternate(calls, turns, LIMIT, again)
@@ -189,9 +204,9 @@ def pgd_levers(name: str, turns: int) -> list[list[str]]:
     model, x, y = case(name)
     rows = list(switches(name))
 
-    def ours(setting: Setting) -> Callable[[], Tensor]:
+    def ours(setting: Setting) -> Callable[..., Any]:
         attack = fastsal.PGD(model, EPS, ALPHA, STEPS, **setting.options)
-        return lambda: attack(x, y, seed=SEED)
+        return partial(attack, x, y, seed=SEED)
 
     seconds = raced({setting: ours(setting) for setting in settings_of(rows)}, x, EPS, 0.3, turns)
     lines = [line(row, seconds) for row in rows]
@@ -201,7 +216,7 @@ def pgd_levers(name: str, turns: int) -> list[list[str]]:
     for layout, (net, start) in {"": (model, x_0), ", channels last": channels_last(model, x_0)}.items():
         for label, computed in (("backward", True), ("grad", False)):
             loops[label + layout] = partial(
-                plain_attack.pgd, net, x, y, start, EPS, ALPHA, HEAD_STEPS, weight_gradients=computed
+                plain_attack.pgd, net, x, y, start, EPS, ALPHA, LOOP_STEPS, weight_gradients=computed
             )
     seconds = raced(loops, x, EPS, 0.3, turns)
     alone, whole = ("backward", "grad"), ("backward, channels last", "grad, channels last")
@@ -213,9 +228,9 @@ def sense_levers(turns: int) -> list[list[str]]:
     radius, alpha, steps = test_sense_attack.EPS, test_sense_attack.ALPHA, test_sense_attack.STEPS
     rows = list(sense_switches())
 
-    def ours(setting: Setting) -> Callable[[], Tensor]:
+    def ours(setting: Setting) -> Callable[..., Any]:
         attack = fastsal.SENSE(model, radius, alpha, steps, test_sense_attack.C, **setting.options)
-        return lambda: attack(x, y, seed=SEED)
+        return partial(attack, x, y, seed=SEED)
 
     seconds = raced({setting: ours(setting) for setting in settings_of(rows)}, x, radius, 0.02, turns)
     lines = [line(row, seconds) for row in rows]

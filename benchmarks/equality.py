@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 import fastsal
-from benchmarks import marked, trained
+from benchmarks import marked, plain_attack, trained
 from benchmarks.alternation import processor
 from fastsal.precision import bf16_pays
 
 METHODS = ("natural", "pgd", "sense")
 EPOCHS, BATCH, STEPS, SEED = 3, 256, 10, 0
 ALPHA = 1.875 * trained.EPS / STEPS
+CONTROL = 512  # images for the comparison with fp64
 AT_CUT, MOST_ELEMENTS, MOST_POINTS = 1e-5, 1e-3, 0.2  # the bounds
 ATTACKS = {"SENSE": trained.C, "PGD-10": None}
 FAST: dict[str, Any] = {"fast": True, "precision": "fp32"}
@@ -80,7 +82,7 @@ def far_from_cut(model: nn.Module, rows: Rows, step: int, how: dict[str, Any]) -
     with torch.no_grad():
         z = copy.deepcopy(model).double()(x_k.double())
     losses = nn.functional.cross_entropy(z, rows.y, reduction="none")
-    return (losses + torch.tensor(trained.C).double().log()).abs() > AT_CUT
+    return (losses + math.log(trained.C)).abs() > AT_CUT
 
 
 def compare(model: nn.Module, rows: Rows, c: float | None) -> Compared:
@@ -99,6 +101,22 @@ def compare(model: nn.Module, rows: Rows, c: float | None) -> Compared:
             far = [far_from_cut(model, split, stop + 1, how) for how in (FAST, PLAIN)]
             found.not_at_the_cut += int((far[0] & far[1]).sum())
     return found
+
+
+def share_against_fp64(model: nn.Module, rows: Rows, c: float | None) -> float:
+    """Share of the elements in which the plain path differs from a hand-written loop in fp64, from the same start.
+
+    What fp32 itself does to the result: any other order of its sums may do as much.
+    """
+    exact, other, elements = copy.deepcopy(model).double(), 0, 0
+    for batch in rows.batches():
+        plain = perturbed(model, batch, c, **PLAIN)[0]
+        x_0 = fastsal.functional.random_start(batch.x, trained.EPS, SEED, sample_ids=batch.ids)
+        given = (exact, batch.x.double(), batch.y, x_0.double(), trained.EPS, ALPHA, STEPS)
+        looped = plain_attack.pgd(*given) if c is None else plain_attack.sense(*given, -math.log(c))[0]
+        other += int(((plain - looped).abs() > 1e-6).sum())
+        elements += plain.numel()
+    return other / max(elements, 1)
 
 
 def right(model: nn.Module, rows: Rows, precision: str | None) -> int:
@@ -143,7 +161,9 @@ def main() -> None:
         model = trained.kept(method, options.epochs, options.out)
         for attack, c in ATTACKS.items():
             found = compare(model, some, c)
-            equal.append([method, attack, str(found.other_stops), str(found.not_at_the_cut), f"{found.share:.1e}"])
+            of_fp32 = share_against_fp64(model, some[torch.arange(min(CONTROL, len(some.y)))], c)
+            counts = (str(found.other_stops), str(found.not_at_the_cut))
+            equal.append([method, attack, *counts, f"{found.share:.1e}", f"{of_fp32:.1e}"])
             print("  ".join(equal[-1]), flush=True)
             broken += [f"{attack} on {method}"] if found.broken else []
         shares = [100 * right(model, all_of_them, p) / len(all_of_them.y) for p in (None, "fp32", "bf16")]
@@ -153,6 +173,7 @@ def main() -> None:
         broken += [f"bf16 on {method}"] if gap > MOST_POINTS else []
 
     heads = ("training", "attack", "rows with another stop step", "of these not at the cut", "share of other elements")
+    heads += ("fp32 against fp64",)
     text = "\n\n".join(
         [
             f"{processor()}, torch {torch.__version__}, {platform.system()} {platform.machine()}. SmallCNN, "
@@ -160,7 +181,9 @@ def main() -> None:
             f"steps, c = {trained.C:g}; the first test images of {name}.",
             f"All levers in fp32 against `fast=False`, {len(some.y):,} images. *At the cut*: the loss of the iterate "
             f"that was the last on one path and not on the other is within {AT_CUT:g} of the cut. Bounds: no row that "
-            f"is not, {MOST_ELEMENTS:g} of the elements.",
+            f"is not, {MOST_ELEMENTS:g} of the elements. Beside it the share of elements in which the plain path "
+            f"differs from a loop in fp64, on {CONTROL} images: where rounding turns one sign, or takes another branch "
+            "of a ReLU or of a maximum, the steps after it turn more in that row.",
             marked.table(heads, equal, words=2),
             f"Accuracy in % on {len(all_of_them.y):,} images, natural and under PGD-10 that was made in fp32 and in "
             f"bf16 ({'native' if bf16_pays('cpu')[0] else 'emulated'} here), the model in fp32. Bound: {MOST_POINTS:g} "

@@ -1,0 +1,262 @@
+"""What each lever of the attack is worth, alone and among the others."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastsal
+from benchmarks import marked, plain_attack, test_sense_attack
+from benchmarks.alternation import Seconds, alternate, median_ratio, ratio_with_quartiles, seconds_of
+from benchmarks.test_attacks import ALPHA, EPS, NETS, SEED, STEPS, case
+from fastsal import Levers
+from fastsal.levers import OFF
+from fastsal.precision import bf16_pays
+
+LIMIT = 25.0  # seconds of a contest after which no turn begins, but three
+NATIVE, WHY_BF16 = bf16_pays("cpu")
+SENSE_CASE = "SmallCNN mid-training, SENSE"
+SMALL, RESNET, PREACT = NETS
+LOOP_STEPS = 2  # of the hand-written loops, whose steps are all alike
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run an attack."""
+
+    levers: Levers
+    bf16: bool = False
+    compile: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"fast": self.levers, "precision": "bf16" if self.bf16 else "fp32", "compile": self.compile}
+
+    def check(self, notes: dict[str, str]) -> None:
+        """What is on, by the account of the attack. There may be no batch norm to fold."""
+        for name, on in (
+            ("channels_last", self.levers.channels_last),
+            ("fold_batch_norm", self.levers.fold_batch_norm and notes["fold_batch_norm"] != "off: no batch norm"),
+            ("compile", self.compile),
+        ):
+            assert notes[name].startswith("on") == on, (name, on, notes[name])
+        assert notes["precision"].startswith("bf16" if self.bf16 else "fp32"), notes["precision"]
+
+
+NONE = Setting(OFF)
+WHOLE = Setting(Levers(), bf16=NATIVE)  # as the attack runs here by default
+
+
+@dataclass(frozen=True)
+class Row:
+    """A lever in a contest: which contender has it and which one has not, alone and among the others."""
+
+    lever: str
+    case: str
+    alone: tuple[Any, Any] | None  # without it, with it; None: not measured
+    whole: tuple[Any, Any]
+    on: bool  # by default
+
+
+# Written before anything was measured on the machine of the table. How many times as fast the lever makes the call.
+PREDICTED = {
+    ("live rows, exact", SENSE_CASE): "1.6",
+    ("live rows, buckets", SENSE_CASE): "1.45",
+    ("channels_last", SMALL): "1.38",
+    ("channels_last", RESNET): "1.17",
+    ("channels_last", PREACT): "1.05",
+    ("channels_last", SENSE_CASE): "1.38",
+    ("folded batch norm", RESNET): "1.1 to 1.2",
+    ("folded batch norm", PREACT): "1.01",
+    ("bf16", SMALL): "1.62",
+    ("bf16", RESNET): "1.72",
+    ("bf16", PREACT): "2.0",
+    ("compile", SMALL): "0.80",
+    ("compile", RESNET): "1.16",
+    ("compile", PREACT): "1.0 to 1.05",
+    ("CUDA graphs", "all"): "launches alone",
+    ("no weight gradients", SMALL): "1.4 to 1.5",
+    ("no weight gradients", RESNET): "1.4 to 1.5",
+    ("no weight gradients", PREACT): "1.5",
+    ("last forward without graph", SENSE_CASE): "1.00 to 1.02",
+}
+WHY = {
+    "live rows, exact": "on a CPU the host knows the number of live rows for nothing, so the batch holds no others.",
+    "live rows, buckets": "for accelerators and compiled models, where shapes must repeat and a look at the number of "
+    "live rows waits; on a CPU the exact strategy takes its place.",
+    "channels_last": "convolutions take it as it is, without reordering what they read and write.",
+    "folded batch norm": "two passes fewer over every activation that it follows, forward and backward; the first step "
+    "of a call still runs it, since that forward is watched to find the pairs.",
+    "bf16": "half the bytes and, where the processor has it, twice the products per instruction; where it has not, "
+    '`precision="auto"` stays in fp32.',
+    "compile": "it takes a minute or more for each shape when it first comes, so it must be asked for.",
+    "CUDA graphs": "not measured yet, so it must be asked for.",
+    "no weight gradients": "of the three products of a layer in a training step an attack needs two. The parameters "
+    "are frozen, so nothing else is computed; there is no switch. In hand-written loops, in the whole: channels last.",
+    "last forward without graph": "it costs no code, and saves the memory of one graph; there is no switch. In "
+    "hand-written loops, in the whole: channels last.",
+}
+
+
+# --------------------------------------------------------------------------------------------- contests
+
+
+def check(calls: Mapping[Any, Callable[..., Any]], x: Tensor, radius: float, most: float) -> dict[Any, float]:
+    """All of the fp32 calls end at the same points but for signs of small gradients; seconds that each took.
+
+    What an attack was asked to have on is on.
+    """
+    once, first = {}, None
+    for key, call in calls.items():
+        begin = time.perf_counter()
+        given = call(return_info=True) if isinstance(key, Setting) else call()
+        once[key] = time.perf_counter() - begin
+        if isinstance(key, Setting):
+            key.check(given[1].levers)
+        given = given[0] if isinstance(given, tuple) else given
+        assert float((given - x).abs().max()) <= radius + 1e-6, key
+        if isinstance(key, Setting) and key.bf16:
+            continue
+        first = given if first is None else first
+        assert float(((given - first).abs() > 1e-6).float().mean()) <= most, key
+    return once
+
+
+def raced(calls: Mapping[Any, Callable[..., Any]], x: Tensor, radius: float, most: float, turns: int) -> Seconds:
+    once = check(calls, x, radius, most)
+    again = {key: seconds_of(calls[key]) if isinstance(key, Setting) and key.compile else t for key, t in once.items()}
+    return alternate(calls, turns, LIMIT, again)
+
+
+def with_compiler() -> bool:
+    return any(map(shutil.which, ("g++", "clang++", "c++")))
+
+
+def switches(name: str) -> Iterator[Row]:
+    """The levers that have a switch and may matter to PGD on a net. The number of live rows never changes there."""
+
+    def switched(lever: str, on: bool, **levers: bool) -> Row:
+        with_it = replace(NONE, levers=replace(OFF, **levers))
+        without = replace(WHOLE, levers=replace(WHOLE.levers, **dict.fromkeys(levers, False)))
+        return Row(lever, name, (NONE, with_it), (without, WHOLE), on)
+
+    yield switched("channels_last", Levers().channels_last, channels_last=True)
+    if name != SMALL:  # which has no batch norm
+        yield switched("folded batch norm", Levers().fold_batch_norm, fold_batch_norm=True)
+    if NATIVE:
+        yield Row("bf16", name, (NONE, replace(NONE, bf16=True)), (replace(WHOLE, bf16=False), WHOLE), True)
+    if with_compiler():
+        alone = None if name == PREACT else (NONE, replace(NONE, compile=True))  # it would take minutes
+        yield Row("compile", name, alone, (WHOLE, replace(WHOLE, compile=True)), False)
+
+
+def shrunk(setting: Setting, how: str) -> Setting:
+    return replace(setting, levers=replace(setting.levers, live_rows=how))
+
+
+def sense_switches() -> Iterator[Row]:
+    whole_batch = shrunk(WHOLE, "off")
+    for how, on in (("exact", True), ("buckets", False)):
+        alone, whole = shrunk(NONE, how), shrunk(WHOLE, how)
+        yield Row(f"live rows, {how}", SENSE_CASE, (NONE, alone), (whole_batch, whole), on)
+    exact = shrunk(WHOLE, "exact")
+    without = replace(exact, levers=replace(exact.levers, channels_last=False))
+    with_it = replace(NONE, levers=replace(OFF, channels_last=True))
+    yield Row("channels_last", SENSE_CASE, (NONE, with_it), (without, exact), Levers().channels_last)
+
+
+def settings_of(rows: list[Row]) -> list[Setting]:
+    return list(dict.fromkeys(setting for row in rows for setting in (*(row.alone or ()), *row.whole)))
+
+
+def channels_last(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+    return copy.deepcopy(model).to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+
+
+def pgd_levers(name: str, turns: int) -> list[list[str]]:
+    """Table rows of one net."""
+    model, x, y = case(name)
+    rows = list(switches(name))
+
+    def ours(setting: Setting) -> Callable[..., Any]:
+        attack = fastsal.PGD(model, EPS, ALPHA, STEPS, **setting.options)
+        return partial(attack, x, y, seed=SEED)
+
+    seconds = raced({setting: ours(setting) for setting in settings_of(rows)}, x, EPS, 0.3, turns)
+    lines = [line(row, seconds) for row in rows]
+
+    x_0 = fastsal.functional.random_start(x, EPS, SEED)
+    loops: dict[str, Callable[[], Tensor]] = {}
+    for layout, (net, start) in {"": (model, x_0), ", channels last": channels_last(model, x_0)}.items():
+        for label, computed in (("backward", True), ("grad", False)):
+            loops[label + layout] = partial(
+                plain_attack.pgd, net, x, y, start, EPS, ALPHA, LOOP_STEPS, weight_gradients=computed
+            )
+    seconds = raced(loops, x, EPS, 0.3, turns)
+    alone, whole = ("backward", "grad"), ("backward, channels last", "grad, channels last")
+    return [*lines, line(Row("no weight gradients", name, alone, whole, True), seconds)]
+
+
+def sense_levers(turns: int) -> list[list[str]]:
+    model, x, y = test_sense_attack.case()
+    radius, alpha, steps = test_sense_attack.EPS, test_sense_attack.ALPHA, test_sense_attack.STEPS
+    rows = list(sense_switches())
+
+    def ours(setting: Setting) -> Callable[..., Any]:
+        attack = fastsal.SENSE(model, radius, alpha, steps, test_sense_attack.C, **setting.options)
+        return partial(attack, x, y, seed=SEED)
+
+    seconds = raced({setting: ours(setting) for setting in settings_of(rows)}, x, radius, 0.02, turns)
+    lines = [line(row, seconds) for row in rows]
+    loops: dict[str, Callable[[], Any]] = {}
+    x_0 = test_sense_attack.start(x)
+    for layout, (net, start) in {"": (model, x_0), ", channels last": channels_last(model, x_0)}.items():
+        for label, graph in (("graph", True), ("none", False)):
+            loops[label + layout] = partial(
+                plain_attack.sense, net, x, y, start, radius, alpha, steps, test_sense_attack.CUT, last_graph=graph
+            )
+    seconds = raced(loops, x, radius, 0.02, turns)
+    alone, whole = ("graph", "none"), ("graph, channels last", "none, channels last")
+    return [*lines, line(Row("last forward without graph", SENSE_CASE, alone, whole, True), seconds)]
+
+
+# ---------------------------------------------------------------------------------------------- levers
+
+
+def line(row: Row, seconds: Seconds) -> list[str]:
+    worth = median_ratio(seconds, *row.whole)
+    verdict = "wins" if worth >= 1.02 else "loses" if worth <= 0.98 else "no difference"
+    kept = f"{'on' if row.on else 'off'} by default; {verdict}"
+    figures = (ratio_with_quartiles(seconds, *pair) if pair else "not measured" for pair in (row.alone, row.whole))
+    made = [row.lever, row.case, PREDICTED[row.lever, row.case], *figures, kept]
+    print("  ".join(made), flush=True)
+    return made
+
+
+def levers(names: list[str], turns: int) -> str:
+    rows = [row for name in names for row in pgd_levers(name, turns)] + sense_levers(turns)
+    if not NATIVE:
+        rows += [["bf16", name, PREDICTED["bf16", name], *["no bf16 here"] * 2, "auto: fp32 here"] for name in names]
+    if not with_compiler():
+        rows += [["compile", name, PREDICTED["compile", name], *["no C++ compiler"] * 2, "off"] for name in names]
+    rows.append(["CUDA graphs", "all", PREDICTED["CUDA graphs", "all"], *["no CUDA timed here"] * 2, "off by default"])
+    order = list(WHY)
+    rows.sort(key=lambda row: order.index(row[0]))  # stable: the nets keep their order
+    lost = [f"{row[0]} on {row[1]}" for row in rows if row[-1] == "on by default; loses"]
+    parts = [
+        "How many times as fast a lever makes the whole call: medians over turns of paired ratios (quartiles). "
+        "*Predicted*: before it was measured here. *Alone*: it and no other lever, in fp32. *In the whole*: all levers "
+        f"on, in {'bf16' if NATIVE else 'fp32'}, against all but this one. {WHY_BF16[0].upper()}{WHY_BF16[1:]}.",
+        marked.table(("lever", "net", "predicted", "alone", "in the whole", "kept"), rows, words=2),
+        "\n".join(f"- {lever}: {why}" for lever, why in WHY.items()),
+        f"On by default and slower in the whole: {', '.join(lost) or 'none'}.",
+    ]
+    return "\n\n".join(parts)

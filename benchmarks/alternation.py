@@ -78,12 +78,16 @@ def median_ratio(seconds: Seconds, of: Any, to: Any) -> float:
     return statistics.median(ratios(seconds, of, to))
 
 
-def ratio_with_quartiles(seconds: Seconds, of: Any, to: Any) -> str:
+def quartiles(seconds: Seconds, of: Any, to: Any) -> tuple[float, float, float]:
+    """Of the ratios; their median in the middle."""
     pairs = ratios(seconds, of, to)
-    if len(pairs) < 2:
-        return f"{pairs[0]:.2f}"
-    low, middle, high = statistics.quantiles(pairs, n=4)
-    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+    low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
+    return low, middle, high
+
+
+def ratio_with_quartiles(seconds: Seconds, of: Any, to: Any) -> str:
+    low, middle, high = quartiles(seconds, of, to)
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})" if len(seconds[of]) > 1 else f"{middle:.2f}"
 
 
 def page_faults(call: Callable[[], object]) -> str:

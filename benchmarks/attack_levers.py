@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fastsal
 from benchmarks import marked, plain_attack, test_sense_attack
-from benchmarks.alternation import Seconds, alternate, median_ratio, ratio_with_quartiles, seconds_of
+from benchmarks.alternation import Seconds, alternate, quartiles, ratio_with_quartiles, seconds_of
 from benchmarks.test_attacks import ALPHA, EPS, NETS, SEED, STEPS, case
 from fastsal import Levers
 from fastsal.levers import OFF
@@ -232,8 +232,9 @@ def sense_levers(turns: int) -> list[list[str]]:
 
 
 def line(row: Row, seconds: Seconds) -> list[str]:
-    worth = median_ratio(seconds, *row.whole)
-    verdict = "wins" if worth >= 1.02 else "loses" if worth <= 0.98 else "no difference"
+    low, worth, high = quartiles(seconds, *row.whole)
+    wins, loses = low > 1 and worth >= 1.02, high < 1 and worth <= 0.98
+    verdict = "wins" if wins else "loses" if loses else "no difference"
     kept = f"{'on' if row.on else 'off'} by default; {verdict}"
     figures = (ratio_with_quartiles(seconds, *pair) if pair else "not measured" for pair in (row.alone, row.whole))
     made = [row.lever, row.case, PREDICTED[row.lever, row.case], *figures, kept]
@@ -254,7 +255,8 @@ def levers(names: list[str], turns: int) -> str:
     parts = [
         "How many times as fast a lever makes the whole call: medians over turns of paired ratios (quartiles). "
         "*Predicted*: before it was measured here. *Alone*: it and no other lever, in fp32. *In the whole*: all levers "
-        f"on, in {'bf16' if NATIVE else 'fp32'}, against all but this one. {WHY_BF16[0].upper()}{WHY_BF16[1:]}.",
+        f"on, in {'bf16' if NATIVE else 'fp32'}, against all but this one. {WHY_BF16[0].upper()}{WHY_BF16[1:]}. "
+        "*wins*, *loses*: in the whole, by 2 % or more and in three quarters of the turns.",
         marked.table(("lever", "net", "predicted", "alone", "in the whole", "kept"), rows, words=2),
         "\n".join(f"- {lever}: {why}" for lever, why in WHY.items()),
         f"On by default and slower in the whole: {', '.join(lost) or 'none'}.",

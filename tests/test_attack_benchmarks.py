@@ -119,3 +119,10 @@ def test_the_distance_to_the_cut_is_that_of_the_iterate() -> None:
 
     assert equality.far_from_cut(Shifted(), rows, 0, equality.PLAIN).tolist() == [False, True]
     assert equality.far_from_cut(model, rows, 0, equality.PLAIN).all()
+
+
+def test_quartiles_are_those_of_the_ratios_within_a_turn() -> None:
+    seconds = {"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 1.0]}
+    assert alternation.quartiles(seconds, "a", "b") == (2.0, 3.0, 4.0)
+    assert alternation.ratio_with_quartiles(seconds, "a", "b") == "3.00 (2.00-4.00)"
+    assert alternation.ratio_with_quartiles({"a": [3.0], "b": [2.0]}, "a", "b") == "1.50"

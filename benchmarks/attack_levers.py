@@ -42,9 +42,11 @@ class Setting:
 
     def check(self, notes: dict[str, str]) -> None:
         """What is on, by the account of the attack. There may be no batch norm to fold."""
+        norms = "off: no batch norm" not in (notes["fold_batch_norm"], notes["lean_batch_norm"])
         for name, on in (
             ("channels_last", self.levers.channels_last),
-            ("fold_batch_norm", self.levers.fold_batch_norm and notes["fold_batch_norm"] != "off: no batch norm"),
+            ("fold_batch_norm", self.levers.fold_batch_norm and norms),
+            ("lean_batch_norm", self.levers.lean_batch_norm and norms and not self.compile),
             ("compile", self.compile),
         ):
             assert notes[name].startswith("on") == on, (name, on, notes[name])
@@ -76,6 +78,7 @@ PREDICTED = {
     ("channels_last", SENSE_CASE): "1.38",
     ("folded batch norm", RESNET): "1.1 to 1.2",
     ("folded batch norm", PREACT): "1.01",
+    ("lean batch norm", PREACT): "1.00",
     ("bf16", SMALL): "1.62",
     ("bf16", RESNET): "1.72",
     ("bf16", PREACT): "2.0",
@@ -95,6 +98,7 @@ WHY = {
     "channels_last": "convolutions take it as it is, without reordering what they read and write.",
     "folded batch norm": "two passes fewer over every activation that it follows, forward and backward; the first step "
     "of a call still runs it, since that forward is watched to find the pairs.",
+    "lean batch norm": "a matter of memory: norms that are not folded keep no input for a backward that needs none.",
     "bf16": "half the bytes and, where the processor has it, twice the products per instruction; where it has not, "
     '`precision="auto"` stays in fp32.',
     "compile": "it takes a minute or more for each shape when it first comes, so it must be asked for.",
@@ -151,6 +155,8 @@ def switches(name: str) -> Iterator[Row]:
     yield switched("channels_last", Levers().channels_last, channels_last=True)
     if name != SMALL:  # which has no batch norm
         yield switched("folded batch norm", Levers().fold_batch_norm, fold_batch_norm=True)
+    if name == PREACT:  # where most norms are not folded
+        yield switched("lean batch norm", Levers().lean_batch_norm, lean_batch_norm=True)
     if NATIVE:
         yield Row("bf16", name, (NONE, replace(NONE, bf16=True)), (replace(WHOLE, bf16=False), WHOLE), True)
     if with_compiler():

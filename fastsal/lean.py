@@ -32,8 +32,9 @@ class _FrozenNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         weight, mean, var = ctx.saved_tensors
         # the gradient stands for the input, which goes into the gradients that nobody asks for
+        of_batch = mean.new_empty(0)  # in eval mode there are no statistics of the batch
         pulled, _, _ = torch.ops.aten.native_batch_norm_backward(
-            grad, grad, weight, mean, var, None, None, False, ctx.eps, [True, False, False]
+            grad, grad, weight, mean, var, of_batch, of_batch, False, ctx.eps, [True, False, False]
         )
         return pulled, None, None, None, None
 

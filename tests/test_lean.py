@@ -31,12 +31,24 @@ def settled(norm: nn.Module) -> nn.Module:
     return norm.eval()
 
 
+on_each_device = pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+        ),
+    ],
+)
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_same_bits_forward_and_backward(name: str, dtype: torch.dtype) -> None:
+@on_each_device
+def test_the_same_bits_forward_and_backward(name: str, dtype: torch.dtype, device: str) -> None:
     make, shape = KINDS[name]
-    norm = settled(make()).to(DTYPES[dtype]).requires_grad_(False)
-    points = torch.rand(shape).to(dtype)
+    norm = settled(make()).to(device, DTYPES[dtype]).requires_grad_(False)
+    points = torch.rand(shape).to(device, dtype)
     if len(shape) == 4:
         points = points.contiguous(memory_format=torch.channels_last)
 

@@ -189,12 +189,9 @@ class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.RNNBase]) -> None:
         super().__init__()
         self.layers, self.head = kind(4, 5, batch_first=True), nn.Linear(5, 3)
-        self.layers.flatten_parameters()
         self.seen: list[bool] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        handle = self.layers.register_forward_pre_hook(lambda *_: None)
-        handle.remove()
         z = self.layers(x)[0]
         self.seen.append(torch.backends.cudnn.enabled)
         return self.head(z[:, -1])
@@ -219,6 +216,17 @@ def test_recurrent_layers_run_without_cudnn_and_that_is_said(kind: Any, monkeypa
     assert seen and not any(seen)
     assert all(model.seen) and torch.backends.cudnn.enabled  # for those layers alone
     assert torch.equal(found, expected) and "forward" not in model.layers.__dict__
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_attacked_on_a_gpu(kind: Any) -> None:
+    model, x, y = Recurrent(kind).cuda(), torch.rand(N, 7, 4, device="cuda"), torch.arange(N, device="cuda") % 3
+    found, info = fastsal.PGD(model, 0.1, steps=3, precision="fp32")(x, y, seed=1, return_info=True)
+    assert "cudnn" in info.levers and all(model.seen)
+    expected = fastsal.PGD(model.cpu(), 0.1, steps=3, precision="fp32")(x.cpu(), y.cpu(), seed=1)
+    assert ((found.cpu() - expected).abs() > 1e-5).float().mean() <= 0.02
 
 
 # ---------------------------------------------------------------------------------- one clear error each

@@ -20,6 +20,7 @@ from benchmarks.leaks import Net, grown, hooks, leaks  # noqa: E402
 def test_two_hundred_attacks_leave_nothing(one_thread: None) -> None:
     before, after = grown(210, warm=70)
     assert leaks(before, after) == []
+    assert after["objects"] - before["objects"] < 210  # not one object an attack
 
 
 @pytest.mark.parametrize("kind", ["tensor", "forward", "module"])

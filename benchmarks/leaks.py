@@ -25,7 +25,7 @@ import fastsal
 from benchmarks.alternation import machine
 from fastsal import compiled, model_view, view
 
-SLACK = {"objects": 2_000, "python bytes": 200_000, "resident bytes": 24 * 2**20}  # calls.py remembers kinds of calls
+SLACK = {"objects": 2_000, "python bytes": 200_000, "resident bytes": 24 * 2**20}  # not one an attack
 
 
 class Net(nn.Module):

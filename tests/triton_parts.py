@@ -393,6 +393,7 @@ def _tiles(package: str) -> str | None:
         (F32, 17): (16, 32, 4, 0),
         (F32, 256): (2, 256, 4, 0),
         (F32, 257): (1, 512, 2, 0),
+        (F32, 2000): (1, 2048, 8, 0),
         (F32, 4096): (1, 4096, 16, 0),
         (F64, 4096): (1, 4096, 16, 0),
         (F32, 4097): (1, 2048, 16, 40),
@@ -448,7 +449,9 @@ def _probes(package: str) -> str | None:
     generator = torch.Generator().manual_seed(6)
     below, width, masses = (torch.rand(400, dtype=F64, generator=generator) * size for size in (2, 1, 3))
     below[::7], width[::5] = 0, 0
-    above = torch.where(width == 0, below.nextafter(torch.tensor(INF, dtype=F64)), below + width)
+    following = below.nextafter(torch.tensor(INF, dtype=F64))
+    above = torch.where(width == 0, following, below + width)
+    above[::10] = following[::10].nextafter(torch.tensor(INF, dtype=F64))  # two steps on
     limit = torch.where(torch.arange(400) % 11 == 0, 0.0, masses / 2)
     mass_above = torch.where(torch.arange(400) % 13 == 0, 0.0, limit * 0.75)
     falling = torch.randint(0, 9, (400,), generator=generator).double()

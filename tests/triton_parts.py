@@ -88,8 +88,11 @@ def checks() -> Iterator[tuple[str, Problem]]:
     yield "channels beyond 32 bits", _wide_channels
     yield "order of logits", _order_keys
     yield "leaders in one lane", _leaders
+    yield "rows behind the last", _behind
+    yield "a NaN in a lane", _nan_in_a_lane
     yield "probes for a shrinkage", _probes
     yield "elements of an L1 step", _l1_elements
+    yield "rows of one magnitude", _one_magnitude
     yield "norms in a unit", _norms
     yield "norms of parts", _joined_norms
     yield "scales", _scales
@@ -441,7 +444,45 @@ def _leaders(package: str) -> str | None:
     return None
 
 
+def _behind(package: str) -> str | None:
+    """A tile of more rows than there are writes nothing behind the last of them."""
+    logits, target = torch.arange(15).float().view(3, 5), torch.tensor([0, 4, 2])
+    for name, operands, flags in (
+        ("truncated_cross_entropy", (logits, target, None, 0.7), 2),
+        ("margin_loss", (logits, target, None, None, False), 0),
+        ("kl_divergence", (logits, logits.flip(1), None, True), 0),
+    ):
+        rows = [
+            torch.full((64,), 77.0),
+            *[torch.full((64, 5), 77.0) for _ in range(2 if name == "kl_divergence" else 1)],
+        ]
+        rows += [torch.full((64,), 77, dtype=torch.int8) for _ in range(flags)]
+        _module(package, name).launch(*operands, *[written[:3] for written in rows])
+        if any((written[3:] != 77).any() or (written[:3] == 77).any() for written in rows):
+            return name
+    return None
+
+
+def _nan_in_a_lane(package: str) -> str | None:
+    """A NaN, and in the same lane a larger logit behind it, or in front; and the first class of a long row."""
+    entropy = _module(package, "truncated_cross_entropy")
+    logits = torch.arange(60).float().view(3, 20) / 8
+    logits[0, [1, 9]], logits[1, [1, 9]], logits[2, 0] = torch.tensor([NAN, 9.0]), torch.tensor([9.0, NAN]), 8
+    case = Case("truncated_cross_entropy", "a NaN", (logits, torch.tensor([9, 1, 0]), None, 0.7), 0)
+    with mock.patch.multiple(entropy, ON_CHIP=8, CHUNK=8):
+        return disagreement(case, answer(case, entropy.launch), run_reference(case))
+
+
 # ------------------------------------------------------------------------------------- L1 and L2 steps
+
+
+def _one_magnitude(package: str) -> str | None:
+    """A row that fills its block with elements of one magnitude, of which the first move."""
+    x, grad = torch.full((2, 128), 0.5), torch.ones(2, 128)
+    grad[1, ::3] = -1
+    one = torch.full((1,), 0.5)
+    case = Case("pgd_step", "one magnitude", (x, x, grad, one, one, None, None, None, None, 1.0, 40), 0)
+    return disagreement(case, answer(case, _module(package, "pgd_step").launch), run_reference(case))
 
 
 def _probes(package: str) -> str | None:

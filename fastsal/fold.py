@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fastsal.model_view import hooked
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 LOOKS = {"shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "is_leaf", "grad_fn"}  # attributes
@@ -66,8 +68,10 @@ class Flow(TorchFunctionMode):
             own = module.__dict__.get("forward")
             if own is not None and not isinstance(own, Lean):
                 continue
-            if type(module) in BATCH_NORMS and (module.running_mean is None or module.running_var is None):
-                continue  # it goes by its batch
+            if type(module) in BATCH_NORMS and without_statistics(module):
+                continue
+            if not {"weight", "bias"} <= module._parameters.keys():
+                continue  # a tensor in place of a parameter: there is none to exchange
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
                     self._shared |= {module, self._owners[id(tensor)]} if id(tensor) in self._owners else set()
@@ -126,7 +130,7 @@ class Flow(TorchFunctionMode):
         consumers = _consumers(logits)
         for made in self._made:
             norm = made.uses[0] if len(made.uses) == 1 else None
-            if not isinstance(norm, nn.Module) or type(norm) not in BATCH_NORMS:
+            if not isinstance(norm, nn.Module) or type(norm) not in BATCH_NORMS or without_statistics(norm):
                 continue
             if self._shared & {made.convolution, norm}:
                 continue
@@ -153,6 +157,11 @@ class own_forward:
             self._attributes["forward"] = self._before
 
 
+def without_statistics(norm: nn.Module) -> bool:
+    """Whether a batch norm goes by its batch in eval mode too."""
+    return norm.running_mean is None or norm.running_var is None
+
+
 class AnotherWay(Exception):
     """A forward is not the one that was folded."""
 
@@ -176,7 +185,8 @@ class Joint:
         return result
 
     def of_norm(self, input: Tensor) -> Tensor:
-        if input is not self.made or input._version != self._version or self.norm.training:
+        by_batch = self.norm.training or without_statistics(self.norm)
+        if input is not self.made or input._version != self._version or by_batch:
             raise AnotherWay
         self.made = None
         return input
@@ -221,10 +231,8 @@ def foldable(modules: list[nn.Module]) -> str | None:
         return "no batch norm"
     if not any(type(module) in CONVOLUTIONS for module in modules):
         return "no convolution"
-    for module in modules:
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-            return f"a {type(module).__name__} has hooks"
-    return None
+    part = hooked(modules)
+    return None if part is None else f"a {type(part).__name__} has hooks"
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:

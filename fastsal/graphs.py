@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsal import said
-from fastsal.model_view import pulled_back
+from fastsal.model_view import hooked, pulled_back
 
 MOST = 24  # recordings kept of one model: six buckets, of a smaller last batch too, in two precisions
 RECORDINGS = 4 * MOST  # after so many its weights must be moving all the time
@@ -174,7 +174,5 @@ def graphs_of(module: nn.Module, device: torch.device) -> Graphs:
 
 def unrecordable(modules: list[nn.Module]) -> str | None:
     """Why the passes of these modules cannot be replayed, or None."""
-    for part in modules:
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
-            return f"{type(part).__name__} has hooks, which a graph would not call"
-    return None
+    part = hooked(modules)
+    return None if part is None else f"{type(part).__name__} has hooks, which a graph would not call"

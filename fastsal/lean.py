@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsal.fold import BATCH_NORMS, Lean, own_forward
+from fastsal.fold import BATCH_NORMS, Lean, own_forward, without_statistics
 
 
 class _FrozenNorm(torch.autograd.Function):
@@ -48,7 +48,7 @@ class LeanNorm(Lean):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         norm = self._norm
         x = args[0] if len(args) == 1 and not kwargs else None
-        by_batch = norm.training or norm.running_mean is None or norm.running_var is None
+        by_batch = norm.training or without_statistics(norm)
         if x is None or by_batch or not isinstance(x, Tensor) or not (torch.is_grad_enabled() and x.requires_grad):
             return type(norm).forward(norm, *args, **kwargs)
         return _FrozenNorm.apply(x, norm.weight, norm.running_mean, norm.running_var, norm)
@@ -58,8 +58,8 @@ def lean_norms(modules: Iterable[nn.Module], taken_back: ExitStack) -> int:
     """Exchanges the forwards of batch norms until `taken_back` closes; how many."""
     count = 0
     for module in modules:
-        if type(module) not in BATCH_NORMS or module.running_mean is None or module.running_var is None:
-            continue  # it goes by its batch
+        if type(module) not in BATCH_NORMS or without_statistics(module):
+            continue
         if "forward" not in module.__dict__:
             taken_back.enter_context(own_forward(module, LeanNorm(module)))
             count += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import MethodType, TracebackType
@@ -71,6 +71,14 @@ def module_of(model: Any) -> nn.Module | None:
     if isinstance(model, MethodType):
         model = model.__self__
     return model if isinstance(model, nn.Module) else None
+
+
+def hooked(modules: Iterable[nn.Module]) -> nn.Module | None:
+    """A module that calls hooks, or None."""
+    for part in modules:
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return part
+    return None
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,13 @@ class View:
     ) -> None:
         self._inner, self._module, self._swaps = model.inner, model.module, swaps
         self._modules = [] if model.module is None else list(model.module.modules())
+        self._numbers = {part: number for number, part in enumerate(self._modules)}
         self._x, self._without = x, without
         self._precision = precision
         self.notes: dict[str, str] = {}
         self.seconds = 0.0
         self._flow: fold.Flow | None = None
         self._pairs: list[fold.Pair] | None = None  # to be folded before the next forward
-        self._folded: tuple[int, ...] = ()  # the norms that are
         self._joints: list[fold.Joint] = []
         self._originals: dict[tuple[nn.Module, str], Tensor | None] = {}
         opaque = _opaque(model.module)
@@ -201,7 +201,7 @@ class View:
             self._originals[part, name] = part._parameters[name]
             self._swaps.callback(part._parameters.__setitem__, name, part._parameters[name])
         if self._graphs is not None:
-            value = self._graphs.place(self._modules.index(part), name, value)
+            value = self._graphs.place(self._numbers[part], name, value)
         part._parameters[name] = nn.Parameter(value, requires_grad=False)
 
     def _original(self, part: nn.Module, name: str) -> Tensor | None:
@@ -231,7 +231,6 @@ class View:
         return value.detach().to(torch.bfloat16) if self._autocast and value.dtype == torch.float32 else value
 
     def _fold(self, pairs: list[fold.Pair]) -> None:
-        self._folded = tuple(self._modules.index(norm) for _, norm in pairs)
         for convolution, norm in pairs:
             weight = self._original(convolution, "weight")
             assert weight is not None
@@ -311,7 +310,8 @@ class View:
             for part in self._modules
             for tensor in (*part._parameters.values(), *part._buffers.values())
         ]
-        return tuple(tensors), self._folded, self._constants, self._autocast
+        folded = {joint.norm for joint in self._joints}
+        return tuple(tensors), tuple(part in folded for part in self._modules), self._constants, self._autocast
 
     def gradient(self, z: Tensor, leaf: Tensor, ascent: Tensor) -> Tensor:
         """The gradient of the points; until the next forward."""

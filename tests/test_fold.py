@@ -350,3 +350,34 @@ def test_recomputed_activations_are_no_obstacle() -> None:
     expected = fastsal.perturb(model, x.double(), y, fast=False, **how)
     for _ in range(2):
         torch.testing.assert_close(fastsal.perturb(model, x.double(), y, **how), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_tensor_in_place_of_a_parameter_is_not_folded(name: str) -> None:
+    model, (x, y) = settled(Block()), batch()
+    model.conv1 = nn.Conv2d(*model.conv1.weight.shape[1::-1], 3, padding=1)
+    value = getattr(model.conv1, name).detach().clone()
+    delattr(model.conv1, name)
+    setattr(model.conv1, name, value)
+    how = {"eps": 0.1, "steps": 3, "c": None, "norm": "L2", "seed": 3, "precision": "fp32"}
+    found = fastsal.perturb(model, x, y, **how)
+    torch.testing.assert_close(found, fastsal.perturb(model, x, y, **{**how, "fast": False, "precision": "auto"}))
+    assert getattr(model.conv1, name) is value
+
+
+def test_a_norm_that_loses_its_statistics_in_the_forward_gives_the_error_of_torch() -> None:
+    class Loses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = settled(Block())
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.block(x)
+            self.block.norm1.running_mean = None
+            return z
+
+    model, (x, y) = Loses(), batch()
+    for fast in (True, False):
+        with pytest.raises(RuntimeError, match="running_mean must be defined"):
+            fastsal.perturb(model, x, y, eps=0.1, steps=3, c=None, fast=fast)
+        assert model.block.norm1.running_mean is not None

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import fastsal
 from benchmarks.alternation import machine
-from fastsal import compiled, model_view, view
+from fastsal import compiled, model_view, refused
 
 SLACK = {"objects": 2_000, "python bytes": 200_000, "resident bytes": 24 * 2**20}  # not one an attack
 
@@ -101,7 +101,7 @@ def held() -> dict[str, int]:
         "tensor bytes": sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor.layout == torch.strided),
         "modules": len(modules),
         "hooks": sum(map(hooks, modules)),
-        "remembered models": len(view._refused) + len(model_view._outputs_known) + len(compiled._forwards),
+        "remembered models": len(refused._refused) + len(model_view._outputs_known) + len(compiled._forwards),
         "objects": len(objects),
         "python bytes": tracemalloc.get_traced_memory()[0],
         "resident bytes": resident(),

@@ -1,7 +1,7 @@
 """fastsal: sensible adversarial training, PGD and their evaluation, at the speed of the machine."""
 
 from fastsal import data, functional, models
-from fastsal.attack import APGD, FAT, PGD, SENSE, perturb
+from fastsal.attacks import APGD, FAT, PGD, SENSE, perturb
 from fastsal.evaluate import Report, evaluate
 from fastsal.levers import Levers
 from fastsal.live import AttackInfo

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fastsal import data, doctor, models, plots, runs
-from fastsal.attack import PGD
+from fastsal.attacks import PGD
 from fastsal.data.augment import parse
 from fastsal.data.sources import lasting
 from fastsal.evaluate import evaluate

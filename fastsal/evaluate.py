@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsal.attack import PGD, Attack, _check_batch
+from fastsal.attack import Attack, _check_batch
+from fastsal.attacks import PGD
 from fastsal.judge import TargetedMargin, check_range
 from fastsal.model_view import RandomState, attacked
 from fastsal.progress import bar

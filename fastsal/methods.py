@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fastsal.attack import FAT, PGD, SENSE
+from fastsal.attacks import FAT, PGD, SENSE
 from fastsal.evaluate import check_labels
 from fastsal.functional import kl_divergence
 from fastsal.live import AttackInfo

@@ -4,7 +4,6 @@ batch norm folded. Built for one call of an attack, and taken back when it ends.
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -13,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsal import fold, said
+from fastsal import fold, refused
 from fastsal.compiled import CompiledForward, compiled_forward
 from fastsal.graphs import RECORDERS, Graphs, Recorded, graphs_of, unrecordable
 from fastsal.lean import lean_norms
 from fastsal.levers import Levers
-from fastsal.model_view import Frozen, checked_logits, frozen, module_of, pulled_back, unwrapped, with_graph
+from fastsal.model_view import Frozen, checked_logits, frozen, pulled_back, with_graph
 from fastsal.normalize import Normalize
 from fastsal.precision import bf16_pays
+from fastsal.refused import Refused
 
 CONVOLUTIONS_2D = (nn.Conv2d, nn.ConvTranspose2d)
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -77,8 +77,7 @@ class View:
 
     def _refusal(self, lever: str) -> str | None:
         """Why the model is known not to take a lever, by this call or an earlier one, or None."""
-        known = {} if self._module is None else _refused.get(self._module, {})
-        return self._without.get(lever, known.get(lever))
+        return self._without.get(lever, refused.known(self._module).get(lever))
 
     def _chosen_precision(self, precision: str, opaque: str | None) -> bool:
         """Whether the model runs under autocast to bf16; ``dtype`` is then bf16 too."""
@@ -93,8 +92,8 @@ class View:
             why = "that of the autocast around the call"
         elif precision == "auto" and opaque is not None:
             why = f"fp32: {opaque}"
-        elif precision == "auto" and (refused := self._refusal("precision")) is not None:
-            why = f"fp32: {refused}"
+        elif precision == "auto" and (reason := self._refusal("precision")) is not None:
+            why = f"fp32: {reason}"
         if why:
             self.notes["precision"] = why
             return False
@@ -115,8 +114,8 @@ class View:
             note = f"off: {opaque}"
         elif not any(type(part) in CONVOLUTIONS_2D for part in self._modules):
             note = "off: no 2-D convolution"
-        elif (refused := self._refusal("channels_last")) is not None:
-            self.notes["channels_last"] = f"off: {refused}"
+        elif (reason := self._refusal("channels_last")) is not None:
+            self.notes["channels_last"] = f"off: {reason}"
             return plain
         else:
             self.notes["channels_last"] = "on"
@@ -346,10 +345,10 @@ class View:
         try:
             yield
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            refused = self._refused_by(error) if self._backwards == 0 else None
-            if refused is None:
+            refusal = self._refused_by(error) if self._backwards == 0 else None
+            if refusal is None:
                 raise
-            raise refused from error
+            raise refusal from error
 
     def _refused_by(self, error: Exception) -> Refused | None:
         """An assertion does not say what it is about, so that each lever that it may be about is left out in turn;
@@ -381,33 +380,6 @@ class View:
         if pairs is not None:
             self._swap_weights()
             self._fold(pairs)
-
-
-class Refused(Exception):
-    """A model does not take a lever: the attack begins again without it."""
-
-    def __init__(self, lever: str, why: str) -> None:
-        super().__init__(f"{lever}: {why}")
-        self.lever, self.why = lever, why
-
-
-_refused: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
-INSTEAD = {
-    "channels_last": "its images stay contiguous instead of channels_last, which is faster; .flatten or .reshape in "
-    "place of .view takes both",
-    "precision": "it is attacked in fp32",
-    "fold_batch_norm": "its batch norms are not folded",
-    "clones": "each of its inputs is a copy, which costs time and memory",
-}
-
-
-def remember(model: Any, without: dict[str, str]) -> None:
-    """From now on this model is attacked without these levers; said once."""
-    module = module_of(unwrapped(model))
-    for lever, why in without.items():
-        if module is not None and lever not in _refused.setdefault(module, {}):
-            _refused[module][lever] = why
-            said.warn(f"{type(module).__name__}: {why}: {INSTEAD[lever]}", said.FallbackWarning)
 
 
 @contextmanager

@@ -350,7 +350,7 @@ def test_seconds_tell_the_model_from_the_rest(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_view_gives_the_forwards_back_when_a_way_was_left() -> None:
     model, (x, _) = Wanders("no norm").eval(), images()
-    with pytest.raises(fastsal.view.Refused), viewed(model, x, fastsal.Levers(), "fp32") as view:
+    with pytest.raises(fastsal.refused.Refused), viewed(model, x, fastsal.Levers(), "fp32") as view:
         for _ in range(3):
             view.forward(x, gradient=True)
     assert "forward" not in model.conv.__dict__ and "forward" not in model.norm.__dict__

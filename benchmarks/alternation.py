@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import fastsal
+from benchmarks import where
 from benchmarks.batches import last_level_cache
 from fastsal import backends
 
@@ -33,8 +34,11 @@ Seconds = dict[Any, list[float]]  # per contender, one per turn
 
 
 def seconds_of(call: Callable[[], object]) -> float:
+    """Of one call, what it queued on the device included."""
+    where.wait()
     begin = time.perf_counter()
     call()
+    where.wait()
     return time.perf_counter() - begin
 
 
@@ -47,8 +51,9 @@ def alternate(
     """Seconds per call of each contender in each turn.
 
     Past `limit` seconds no turn begins but the first three. `once`: about how long each takes; they have been called.
+    On a GPU, where a first call chooses algorithms and compiles, it is measured here all the same.
     """
-    if once is None:
+    if once is None or where.device().type == "cuda":
         for call in calls.values():
             call()
         once = {name: seconds_of(call) for name, call in calls.items()}
@@ -62,9 +67,11 @@ def alternate(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             call, count = calls[name], repeats[name]
+            where.wait()
             begin = time.perf_counter()
             for _ in range(count):
                 call()
+            where.wait()
             seconds[name].append((time.perf_counter() - begin) / count)
     return seconds
 
@@ -114,8 +121,9 @@ def load_average() -> str:
 
 def machine() -> str:
     tier = "none" if backends.EXTENSION is None else backends.EXTENSION.cpu_tier()
+    gpu = f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda}) on " if where.device().type == "cuda" else ""
     return (
-        f"{processor()}, {os.cpu_count()} cores, last-level cache {last_level_cache() / 2**20:.0f} MiB; "
+        f"{gpu}{processor()}, {os.cpu_count()} cores, last-level cache {last_level_cache() / 2**20:.0f} MiB; "
         f"{torch.get_num_threads()} torch threads, instruction set {tier}; load average at the start {load_average()}. "
         f"fastsal {fastsal.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}"

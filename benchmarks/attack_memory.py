@@ -17,11 +17,10 @@ from typing import Any
 import torch
 
 import fastsal
-from benchmarks import marked, plain_attack
+from benchmarks import marked, plain_attack, where
 from benchmarks.alternation import machine
 from benchmarks.test_attacks import ALPHA, BF16, EPS, FP32, LOOP, NETS, PLAIN, SEED, STEPS, case
 from fastsal.levers import Levers
-from fastsal.precision import bf16_pays
 
 BOUNDS = {FP32: 1.05, BF16: 0.65}  # of the plain loop
 WITHOUT = {f"{FP32}, without {lever}": lever for lever in ("channels_last", "fold_batch_norm", "lean_batch_norm")}
@@ -29,6 +28,13 @@ WITHOUT = {f"{FP32}, without {lever}": lever for lever in ("channels_last", "fol
 
 def peak(call: Callable[[], object]) -> int:
     """The most bytes that were allocated at a time during the call and not before."""
+    if where.device().type == "cuda":
+        call()  # what libraries keep from their first call on
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        where.wait()
+        return torch.cuda.max_memory_allocated() - before
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         call()
@@ -61,7 +67,7 @@ def peaks(
         return peak(lambda: attack(x, y, seed=SEED))
 
     found = {LOOP: peak(lambda: plain_attack.pgd(model, x, y, x_0, EPS, ALPHA, steps)), FP32: ours(precision="fp32")}
-    if bf16_pays("cpu")[0]:
+    if where.native_bf16()[0]:
         found[BF16] = ours(precision="bf16")
     elif emulated:
         found[BF16] = ours(min(steps, 2), precision="bf16")
@@ -92,19 +98,21 @@ def report(measured: dict[str, dict[str, int]], started: str, steps: int) -> str
         bound = f"{BOUNDS[contender]}" if contender in BOUNDS else ""
         if shares:
             lines.append(f"| {contender} | {bound} | {' | '.join(shares)} |")
-    notes = f"Machine: {started}. PGD-{steps}; peaks of allocated tensor bytes in the call, by torch.profiler."
-    if not bf16_pays("cpu")[0]:
+    notes = f"Machine: {started}. PGD-{steps}; peaks of allocated tensor bytes in the call."
+    if not where.native_bf16()[0]:
         emulated = any(BF16 in found for found in measured.values())
-        notes += f" No bf16 here: {bf16_pays('cpu')[1]}{'; emulated, in two steps' if emulated else ''}."
+        notes += f" No bf16 here: {where.native_bf16()[1]}{'; emulated, in two steps' if emulated else ''}."
     return notes + "\n\n" + "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where.add_option(parser.add_argument)
     parser.add_argument("--steps", type=int, default=STEPS, help="of the attack (default %(default)s)")
     parser.add_argument("--write", type=Path, help="a markdown file whose marked section is replaced")
     parser.add_argument("--bf16", action="store_true", help="bf16 also where it is emulated, which takes minutes")
     options = parser.parse_args()
+    where.choose(options.device)
     started, measured, wrong = machine(), dict[str, dict[str, int]](), list[str]()
     for name in NETS:
         found = measured[name] = peaks(name, steps=options.steps, emulated=options.bf16)
@@ -114,7 +122,7 @@ def main() -> None:
     text = report(measured, started, options.steps)
     print(f"\n{text}")
     if options.write:
-        marked.write("memory", text, options.write)
+        marked.write(where.section("memory"), text, options.write)
     if wrong:
         raise SystemExit("\n".join(wrong))
 

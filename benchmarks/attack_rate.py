@@ -12,10 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import fastsal
-from benchmarks import marked
+from benchmarks import marked, where
 from benchmarks.alternation import alternate, median_ratio, ratio_with_quartiles, seconds_of
 from benchmarks.test_attacks import ALPHA, EPS, NETS, SEED, STEPS, case
-from fastsal.precision import bf16_pays
 
 LIMIT = 25.0  # seconds of a contest after which no turn begins, but three
 KINDS = {  # of operators, by parts of their names
@@ -47,18 +46,21 @@ class Operations(TorchDispatchMode):
 
 def kinds_of_time(call: Callable[[], Any]) -> dict[str, float]:
     """Shares of the time of a call: of operators by kind, and of what is not inside any of these."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    gpu = where.device().type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiled:
         total = seconds_of(call)
     shares = dict.fromkeys(KINDS, 0.0)
     for event in profiled.key_averages():
         kind = next((kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)), None)
         if kind is not None:
-            shares[kind] += 1e-6 * event.self_cpu_time_total / total
+            shares[kind] += 1e-6 * (event.self_device_time_total if gpu else event.self_cpu_time_total) / total
     return {**shares, "the rest": max(0.0, 1 - sum(shares.values()))}
 
 
 def rate(names: list[str], turns: int) -> str:
-    native, why = bf16_pays("cpu")
+    native, why = where.native_bf16()
+    gpu = where.device().type == "cuda"
+    size = SIZE * (4 if gpu else 1)
     dtypes = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if native else {})}
     rows, missed = [], list[str]()
     for name in names:
@@ -66,13 +68,13 @@ def rate(names: list[str], turns: int) -> str:
         for precision, dtype in dtypes.items():
             attack = fastsal.PGD(model, EPS, ALPHA, STEPS, precision=precision)
             generator = torch.Generator().manual_seed(0)
-            a, b = (torch.rand(SIZE, SIZE, generator=generator).to(dtype) for _ in range(2))
+            a, b = (where.here(torch.rand(size, size, generator=generator).to(dtype)) for _ in range(2))
             calls = {"attack": partial(attack, x, y, seed=SEED), "product": partial(torch.mm, a, b, out=a.clone())}
             with Operations() as counted:
                 once = {"attack": seconds_of(calls["attack"])}
             calls["product"]()
             once["product"] = seconds_of(calls["product"])
-            operations = {"attack": counted.total, "product": 2 * SIZE**3}
+            operations = {"attack": counted.total, "product": 2 * size**3}
             seconds = alternate(calls, turns, LIMIT, once)
             per_operation = {key: [t / operations[key] for t in times] for key, times in seconds.items()}
             of_call = kinds_of_time(calls["attack"])
@@ -88,9 +90,10 @@ def rate(names: list[str], turns: int) -> str:
     heads = ("net", "precision", "GFLOP a call", "GFLOP/s", "of a product", "share", *KINDS, "the rest")
     parts = [
         f"PGD-{STEPS}, all levers on: operations of its forwards and backwards (convolutions "
-        f"and matrix products alone) by the time of the whole call, beside the product of two {SIZE}x{SIZE} matrices "
+        f"and matrix products alone) by the time of the whole call, beside the product of two {size}x{size} matrices "
         "of the same precision in the same run. *share*: median over turns (quartiles). To the right, where the time "
-        "of one profiled call went; *the rest* is Python, autograd and dispatch.",
+        "of one profiled call went; *the rest* is Python, autograd and dispatch"
+        + (", while the device waits." if gpu else "."),
         marked.table(heads, rows, words=2),
     ]
     aims = f"Less than the share aimed at in bf16 (aim): {'; '.join(missed) or 'none'}."

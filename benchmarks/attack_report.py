@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import fastsal
-from benchmarks import marked
+from benchmarks import marked, where
 from benchmarks.alternation import TURNS, machine
 from benchmarks.attack_levers import levers
 from benchmarks.attack_rate import rate
@@ -24,12 +24,14 @@ from benchmarks.test_attacks import NETS
 def main() -> None:
     parts: dict[str, Callable[[list[str], int], str]] = {"levers": levers, "rate": rate}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where.add_option(parser.add_argument)
     parser.add_argument("--turns", type=int, default=TURNS, help="alternations, at most (default %(default)s)")
     parser.add_argument("--part", choices=list(parts), help="one of the two (default: both)")
     parser.add_argument("--net", action="append", metavar="TEXT", help="nets whose name holds this; may be repeated")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: torch's)")
     parser.add_argument("--write", type=Path, help="a markdown file whose marked sections are replaced")
     options = parser.parse_args()
+    where.choose(options.device)
     torch.set_num_threads(options.threads)
     names = [name for name in NETS if any(text.lower() in name.lower() for text in options.net or [""])]
     if not names:
@@ -40,7 +42,7 @@ def main() -> None:
         text = f"Machine: {started}. {options.turns} turns at most.\n\n{parts[part](names, options.turns)}"
         print(f"\n{text}\n", flush=True)
         if options.write:
-            marked.write(part, text, options.write)
+            marked.write(where.section(part), text, options.write)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 import fastsal  # noqa: F401  defines the operators
+from benchmarks import where
+from benchmarks.where import here
 
 PIXELS = {  # in cache, in cache, out of cache
     "256x1x28x28": (256, 1, 28, 28),
@@ -26,7 +28,9 @@ ROOM = 4  # full-size operands of a batch of pixels: x, x_adv, grad and the next
 
 
 def last_level_cache() -> int:
-    """Bytes, as the system reports them; 32 MiB where it does not."""
+    """Bytes of that of the device measured; of a CPU as the system reports them, 32 MiB where it does not."""
+    if where.device().type == "cuda":
+        return int(torch.cuda.get_device_properties(where.device()).L2_cache_size)
     names = getattr(os, "sysconf_names", {})
     size = os.sysconf("SC_LEVEL3_CACHE_SIZE") if "SC_LEVEL3_CACHE_SIZE" in names else 0
     return size if size > 0 else 32 * 2**20
@@ -71,11 +75,11 @@ def pixels(shape: tuple[int, ...], p: float) -> list[Pixels]:
     """As in the middle of an attack: x_adv somewhere in the ball."""
     of_a_batch = ROOM * 4 * math.prod(shape)
     count = 1 if of_a_batch < last_level_cache() / 2 else turns_past_cache(of_a_batch)
-    eps, low, high = torch.tensor([REACH[p][0]]), torch.zeros(1), torch.ones(1)
+    eps, low, high = here(torch.tensor([REACH[p][0]])), here(torch.zeros(1)), here(torch.ones(1))
     generator = torch.Generator().manual_seed(1)
     made = []
     for turn in range(count):
-        x = torch.rand(shape, generator=generator)
-        x_adv = torch.ops.fastsal.random_start(x, eps, torch.tensor(turn), None, low, high, None, p)
-        made.append(Pixels(x, x_adv, torch.randn(shape, generator=generator), torch.zeros_like(x)))
+        x, grad = (here(draw(shape, generator=generator)) for draw in (torch.rand, torch.randn))
+        x_adv = torch.ops.fastsal.random_start(x, eps, here(torch.tensor(turn)), None, low, high, None, p)
+        made.append(Pixels(x, x_adv, grad, torch.zeros_like(x)))
     return made

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import marked, test_attacks, test_sense_attack
+from benchmarks import marked, test_attacks, test_sense_attack, where
 from benchmarks.alternation import TURNS, machine
 from benchmarks.kernel_report import LEGEND, Measured, plain_table
 
@@ -18,11 +18,13 @@ STARTED = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    where.add_option(parser.addoption)
     parser.addoption("--turns", type=int, default=TURNS, help="alternations of a contest (default %(default)s)")
     parser.addoption("--write", type=Path, help="a markdown file whose marked section, of attacks, is replaced")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    where.choose(config.getoption("--device"))
     config.stash[MEASURED] = []
     config.stash[RACED] = []
     config.stash[SENSED] = []
@@ -74,4 +76,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         text = "\n\n".join(parts)
         terminalreporter.write_line(text)
         if config.getoption("--write"):
-            marked.write("attacks", text, config.getoption("--write"))
+            marked.write(where.section("attacks"), text, config.getoption("--write"))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks import eager_steps
 from benchmarks.batches import CUT, LOGITS, PIXELS, REACH, Batch, Pixels, Rotation, pixels, turns_past_cache
+from benchmarks.where import here
 from fastsal import reference
 from fastsal.operators import OPERATORS
 
@@ -143,7 +144,7 @@ def _contest(
 
 
 def _box() -> tuple[Tensor, Tensor]:
-    return torch.zeros(1), torch.ones(1)
+    return here(torch.zeros(1)), here(torch.ones(1))
 
 
 def _given(batch: Batch) -> Pixels:
@@ -155,11 +156,11 @@ def _step(label: str, p: float, size: str) -> Contest:
     shape = PIXELS[size]
     topk = max(1, math.prod(shape[1:]) // 20) if p == 1 else 1
     numbers = REACH[p]
-    eps, alpha = (torch.tensor([value]) for value in numbers)
+    eps, alpha = (here(torch.tensor([value])) for value in numbers)
     batches = []
     for b in pixels(shape, p):
         arguments = (b.x, b.x_adv, b.grad, eps, alpha, *_box(), None, None, p, topk)
-        batches.append(Batch(arguments, (b.out, torch.zeros(shape[0], dtype=torch.bool)), b.x, b.out, b))
+        batches.append(Batch(arguments, (b.out, here(torch.zeros(shape[0], dtype=torch.bool))), b.x, b.out, b))
     norm = label.split()[0].lower()
     if p == 1:
         eager: Eager = {EAGER_REFERENCE: (lambda b: reference.pgd_step(*b.arguments), ("next", "nonfinite"))}
@@ -180,7 +181,7 @@ def _step(label: str, p: float, size: str) -> Contest:
 
 def _start(label: str, p: float, size: str) -> Contest:
     shape = PIXELS[size]
-    eps, seed = torch.tensor([REACH[p][0]]), torch.tensor(1)
+    eps, seed = here(torch.tensor([REACH[p][0]])), here(torch.tensor(1))
     batches = [
         Batch((b.x, eps, seed, None, *_box(), None, p), (b.out,), b.x, b.out, b) for b in pixels(shape, math.inf)
     ]
@@ -193,12 +194,12 @@ def _retire(label: str, size: str) -> Contest:
     """Every other row leaves."""
     shape = PIXELS[size]
     count = shape[0]
-    over, ids = torch.arange(count) % 2 == 1, torch.arange(count).flip(0)
+    over, ids = here(torch.arange(count) % 2 == 1), here(torch.arange(count).flip(0))
     batches = []
     for b in pixels(shape, math.inf):
-        stop = torch.full((count,), -1)
+        stop = here(torch.full((count,), -1))
         arguments = (b.x, b.x_adv, None, over, None, ids, b.out, stop, 1, False)
-        outs = (torch.zeros_like(ids), torch.zeros_like(ids), torch.zeros(1, dtype=torch.int64))
+        outs = (torch.zeros_like(ids), torch.zeros_like(ids), here(torch.zeros(1, dtype=torch.int64)))
         batches.append(Batch(arguments, outs, b.x, b.out, b))
 
     def boolean_indexing(batch: Batch) -> Any:
@@ -215,8 +216,8 @@ def _loss(label: str, operator: str, size: str) -> Contest:
     generator = torch.Generator().manual_seed(1)
     batches = []
     for _ in range(turns_past_cache(moved) if size.endswith(PAST_CACHE) else 1):
-        logits, clean = (2 * torch.randn(shape, generator=generator) for _ in range(2))
-        target = torch.randint(shape[1], (shape[0],), generator=generator)
+        logits, clean = (here(2 * torch.randn(shape, generator=generator)) for _ in range(2))
+        target = here(torch.randint(shape[1], (shape[0],), generator=generator))
         rest: tuple[Any, ...] = {
             "truncated_cross_entropy": (target, None, CUT),
             "margin_loss": (target, None, None, label == "DLR"),

@@ -62,13 +62,13 @@ def linf_start(x: Tensor, eps: float) -> Tensor:
 
 def l2_start(x: Tensor, eps: float) -> Tensor:
     noise = torch.randn_like(x)
-    reach = torch.rand(len(x)) ** (1 / x[0].numel()) / noise.flatten(1).norm(dim=1)
+    reach = torch.rand(len(x), device=x.device) ** (1 / x[0].numel()) / noise.flatten(1).norm(dim=1)
     return torch.clamp(x + eps * noise * _per_row(reach, x), 0, 1)
 
 
 def l1_start(x: Tensor, eps: float) -> Tensor:
     magnitude, sign = torch.empty_like(x).exponential_(), (torch.rand_like(x) - 0.5).sign()
-    total = magnitude.flatten(1).sum(dim=1) + torch.empty(len(x)).exponential_()
+    total = magnitude.flatten(1).sum(dim=1) + torch.empty(len(x), device=x.device).exponential_()
     return torch.clamp(x + eps * sign * magnitude / _per_row(total, x), 0, 1)
 
 

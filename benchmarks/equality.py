@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import fastsal
-from benchmarks import marked, plain_attack, trained
+from benchmarks import marked, plain_attack, trained, where
 from benchmarks.alternation import processor
-from fastsal.precision import bf16_pays
 
 METHODS = ("natural", "pgd", "sense")
 EPOCHS, BATCH, STEPS, SEED = 3, 256, 10, 0
@@ -139,11 +138,12 @@ def test_images(name: str | None) -> tuple[str, Rows]:
         dataset = fastsal.data.load("fashion-mnist-mini")
     assert dataset.test is not None
     x = dataset.test.images.float() / 255
-    return dataset.name, Rows(x, dataset.test.labels, torch.arange(len(x)))
+    return dataset.name, Rows(*map(where.here, (x, dataset.test.labels, torch.arange(len(x)))))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where.add_option(parser.add_argument)
     parser.add_argument("--data", help="a name or a path, as fastsal.data.load takes it")
     parser.add_argument("--rows", type=int, default=2000, help="images for the fp32 levers (default %(default)s)")
     parser.add_argument("--images", type=int, default=10_000, help="images for bf16 (default %(default)s)")
@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/equality"), help="folder of the three models")
     parser.add_argument("--write", type=Path, help="a markdown file whose marked section is replaced")
     options = parser.parse_args()
+    where.choose(options.device)
 
     name, images = test_images(options.data)
     some, all_of_them = (images[torch.arange(min(n, len(images.y)))] for n in (options.rows, options.images))
@@ -158,19 +159,21 @@ def main() -> None:
     accurate: list[list[str]] = []
     broken: list[str] = []
     models = {method: trained.kept(method, options.epochs, options.out) for method in METHODS}
-    for method, model in models.items():
-        for attack, c in ATTACKS.items():
-            found = compare(model, some, c)
-            of_fp32 = share_against_fp64(model, some[torch.arange(min(CONTROL, len(some.y)))], c)
-            counts = (str(found.other_stops), str(found.not_at_the_cut))
-            equal.append([method, attack, *counts, f"{found.share:.1e}", f"{of_fp32:.1e}"])
-            print("  ".join(equal[-1]), flush=True)
-            broken += [f"{attack} on {method}"] if found.broken else []
-        shares = [100 * right(model, all_of_them, p) / len(all_of_them.y) for p in (None, "fp32", "bf16")]
-        gap = abs(shares[2] - shares[1])
-        accurate.append([method, *(f"{share:.2f}" for share in shares), f"{gap:.2f}"])
-        print("  ".join(accurate[-1]), flush=True)
-        broken += [f"bf16 on {method}"] if gap > MOST_POINTS else []
+    with where.strict_fp32():
+        for method, model in models.items():
+            where.here(model)
+            for attack, c in ATTACKS.items():
+                found = compare(model, some, c)
+                of_fp32 = share_against_fp64(model, some[torch.arange(min(CONTROL, len(some.y)))], c)
+                counts = (str(found.other_stops), str(found.not_at_the_cut))
+                equal.append([method, attack, *counts, f"{found.share:.1e}", f"{of_fp32:.1e}"])
+                print("  ".join(equal[-1]), flush=True)
+                broken += [f"{attack} on {method}"] if found.broken else []
+            shares = [100 * right(model, all_of_them, p) / len(all_of_them.y) for p in (None, "fp32", "bf16")]
+            gap = abs(shares[2] - shares[1])
+            accurate.append([method, *(f"{share:.2f}" for share in shares), f"{gap:.2f}"])
+            print("  ".join(accurate[-1]), flush=True)
+            broken += [f"bf16 on {method}"] if gap > MOST_POINTS else []
 
     heads = ("training", "attack", "rows with another stop step", "of these not at the cut", "share of other elements")
     heads += ("fp32 against fp64",)
@@ -186,15 +189,15 @@ def main() -> None:
             "of a ReLU or of a maximum, the steps after it turn more in that row.",
             marked.table(heads, equal, words=2),
             f"Accuracy in % on {len(all_of_them.y):,} images, natural and under PGD-10 that was made in fp32 and in "
-            f"bf16 ({'native' if bf16_pays('cpu')[0] else 'emulated'} here), the model in fp32. Bound: {MOST_POINTS:g} "
-            "points.",
+            f"bf16 ({'native' if where.native_bf16()[0] else 'emulated'} here), the model in fp32. Bound: "
+            f"{MOST_POINTS:g} points.",
             marked.table(("training", "natural", "fp32", "bf16", "points between"), accurate),
             f"Broken: {', '.join(broken)}." if broken else "No bound is broken.",
         ]
     )
     print(f"\n{text}")
     if options.write:
-        marked.write("equality", text, options.write)
+        marked.write(where.section("equality"), text, options.write)
     if broken:
         raise SystemExit(f"broken: {', '.join(broken)}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bounds, marked
+from benchmarks import bounds, marked, where
 from benchmarks.alternation import TURNS, Seconds, alternate, machine, median_ratio, page_faults
 from benchmarks.contests import COMPILED, COPY, FUNCTIONAL, OUT, Contest, contests
 
@@ -129,7 +129,7 @@ LEGEND = (
 
 def report(measured: list[Measured], turns: int, started: str) -> str:
     parts = [f"Machine: {started}. {turns} turns. {LEGEND}", table(measured)]
-    if not all(m.in_cache for m in measured):
+    if where.device().type == "cpu" and not all(m.in_cache for m in measured):
         parts += [
             "What bounds the `.out` form out of cache: the bytes at the speed of the copy, or its arithmetic alone on "
             "operands in the cache (`benchmarks/bounds.cpp`), whichever takes longer; and the share of that bound that "
@@ -141,6 +141,7 @@ def report(measured: list[Measured], turns: int, started: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where.add_option(parser.add_argument)
     parser.add_argument("--turns", type=int, default=TURNS, help="alternations (default %(default)s)")
     parser.add_argument(
         "--only",
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: torch's)")
     parser.add_argument("--write", type=Path, help="a markdown file whose marked section is replaced")
     options = parser.parse_args()
+    where.choose(options.device)
     torch.set_num_threads(options.threads)
     started, measured = machine(), []
     for name, make in contests().items():
@@ -162,7 +164,7 @@ def main() -> None:
     text = report(measured, options.turns, started)
     print(f"\n{text}")
     if options.write:
-        marked.write("kernels", text, options.write)
+        marked.write(where.section("kernels"), text, options.write)
 
 
 if __name__ == "__main__":

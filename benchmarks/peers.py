@@ -25,7 +25,7 @@ def torchattacks(model: nn.Module, x: Tensor, y: Tensor, eps: float, alpha: floa
 def foolbox(model: nn.Module, x: Tensor, y: Tensor, eps: float, alpha: float, steps: int) -> Call:
     import foolbox
 
-    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
     attack = foolbox.attacks.LinfPGD(abs_stepsize=alpha, steps=steps, random_start=True)
     return lambda: attack(wrapped, x, y, epsilons=eps)
 
@@ -50,7 +50,7 @@ def art(model: nn.Module, x: Tensor, y: Tensor, eps: float, alpha: float, steps:
         input_shape=tuple(x.shape[1:]),
         nb_classes=classes,
         clip_values=(0.0, 1.0),
-        device_type="cpu",
+        device_type="gpu" if x.is_cuda else "cpu",
     )
     attack = ProjectedGradientDescentPyTorch(
         wrapped,
@@ -62,7 +62,7 @@ def art(model: nn.Module, x: Tensor, y: Tensor, eps: float, alpha: float, steps:
         batch_size=len(x),
         verbose=False,
     )
-    images, labels = x.numpy(), y.numpy()
+    images, labels = x.cpu().numpy(), y.cpu().numpy()
     return lambda: attack.generate(images, labels)
 
 

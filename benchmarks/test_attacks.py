@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import fastsal
-from benchmarks import marked, peers, plain_attack
+from benchmarks import marked, peers, plain_attack, where
 from benchmarks.alternation import Seconds, alternate, median_ratio, ratio_with_quartiles
-from fastsal.precision import bf16_pays
+from benchmarks.where import here
 
 EPS, ALPHA, STEPS, SEED = 8 / 255, 2 / 255, 10, 1
 NETS = {
@@ -28,6 +28,7 @@ NETS = {
     "PreActResNet-18, 32x3x32x32": ("preact-resnet18", (32, 3, 32, 32)),
 }
 FP32, BF16, PLAIN, LOOP = "fastsal, fp32", "fastsal, bf16", "fastsal, fast=False", "plain loop"
+GRAPHS = {"fp32": f"{FP32}, CUDA graphs", "bf16": f"{BF16}, CUDA graphs"}  # on a GPU
 # Times the time of ours that another takes at least, in fp32 and in bf16 where that is native.
 AIMS = {  # torchattacks, others; by net
     FP32: dict(zip(NETS, ((1.4, 1.0), (1.4, 1.0), (1.0, 1.0)), strict=True)),
@@ -48,8 +49,8 @@ def case(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     """A net in eval mode, with batch norms that have seen its images, and labels that it gets right."""
     architecture, shape = NETS[name]
     torch.manual_seed(0)
-    model = fastsal.models.get(architecture, in_channels=shape[1])
-    x = torch.rand(shape)
+    model = here(fastsal.models.get(architecture, in_channels=shape[1]))
+    x = here(torch.rand(shape))
     with torch.no_grad():
         for _ in range(3):
             model(x)
@@ -64,8 +65,11 @@ def calls(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], Any]
 
     x_0 = fastsal.functional.random_start(x, EPS, SEED)
     found = {FP32: ours(precision="fp32"), PLAIN: ours(fast=False)}
-    if bf16_pays("cpu")[0]:
+    if where.native_bf16()[0]:
         found[BF16] = ours(precision="bf16")
+    if x.is_cuda:
+        graphs = fastsal.Levers(cuda_graphs=True)
+        found |= {GRAPHS[p]: ours(precision=p, fast=graphs) for p in GRAPHS if p == "fp32" or BF16 in found}
     found[LOOP] = lambda: plain_attack.pgd(model, x, y, x_0, EPS, ALPHA, STEPS)
     for name in peers.installed():
         found[name] = peers.call_of(name, model, x, y, EPS, ALPHA, STEPS)
@@ -81,8 +85,11 @@ def check(model: nn.Module, x: Tensor, y: Tensor, contenders: dict[str, Callable
     for name, call in contenders.items():
         begin = time.perf_counter()
         given = call()
+        where.wait()
         once[name] = time.perf_counter() - begin
-        result = given[1] if isinstance(given, tuple) else torch.as_tensor(given)  # foolbox: raw, clipped, success
+        result = (
+            given[1] if isinstance(given, tuple) else here(torch.as_tensor(given))
+        )  # foolbox: raw, clipped, success
         result = result.detach()
         assert float((result - x).abs().max()) <= EPS + 1e-6, name
         with torch.no_grad():
@@ -98,7 +105,8 @@ def check(model: nn.Module, x: Tensor, y: Tensor, contenders: dict[str, Callable
 def test_attack(name: str, benchmark: Any, turns: int, attacks: list[Raced]) -> None:
     model, x, y = case(name)
     contenders = calls(model, x, y)
-    once = check(model, x, y, contenders)
+    with where.strict_fp32():
+        once = check(model, x, y, contenders)
     benchmark.pedantic(contenders[FP32])  # once: some take ten seconds
     if benchmark.enabled:
         attacks.append(Raced(name, alternate(contenders, turns, LIMIT, once)))
@@ -106,7 +114,8 @@ def test_attack(name: str, benchmark: Any, turns: int, attacks: list[Raced]) -> 
 
 def table(raced: list[Raced]) -> str:
     """Markdown: one row per contender, one column per net and precision of ours."""
-    ours = [(contest, name) for contest in raced for name in (FP32, BF16) if name in contest.seconds]
+    kinds = (FP32, BF16, *GRAPHS.values())
+    ours = [(contest, name) for contest in raced for name in kinds if name in contest.seconds]
     names = dict.fromkeys(name for contest in raced for name in contest.seconds)
     rows = []
     for name in names:
@@ -138,6 +147,6 @@ def beside() -> list[str]:
     lines.append(f"Beside: {versions or 'no other library'}.")
     if missing:
         lines.append(f"Not installed: {', '.join(missing)} (`{peers.INSTALL}`).")
-    if not bf16_pays("cpu")[0]:
-        lines.append(f"No bf16 here: {bf16_pays('cpu')[1]}.")
+    if not where.native_bf16()[0]:
+        lines.append(f"No bf16 here: {where.native_bf16()[1]}.")
     return lines

@@ -16,16 +16,18 @@ import torch
 from torch import Tensor, nn
 
 import fastsal
-from benchmarks import checkpoint, marked, plain_attack, trained
+from benchmarks import checkpoint, marked, plain_attack, trained, where
 from benchmarks.alternation import Seconds, alternate, median_ratio, ratio_with_quartiles, seconds_of
+from benchmarks.where import here
 from fastsal.live import AttackInfo
-from fastsal.precision import bf16_pays
 
 ROWS, STEPS, SEED = 256, 10, 1
 EPS, C = trained.EPS, trained.C
 ALPHA, CUT = 1.875 * EPS / STEPS, -math.log(C)
 FP32, BF16, PLAIN, LOOP = "fastsal, fp32", "fastsal, bf16", "fastsal, fast=False", "full-batch loop"
+GRAPHS = {FP32: f"{FP32}, CUDA graphs", BF16: f"{BF16}, CUDA graphs"}  # on a GPU
 FULL = {FP32: "PGD, fp32", BF16: "PGD, bf16"}  # the same attack, nothing truncated
+FULL |= {GRAPHS[name]: f"{FULL[name]}, CUDA graphs" for name in GRAPHS}
 TIMES, ROW_STEP = 5.0, 1.15  # what is aimed at: the loop over ours; a live row-step over one of the full batch
 LIMIT = 30.0
 
@@ -40,7 +42,7 @@ def case() -> tuple[nn.Module, Tensor, Tensor]:
     """The net, and images that it is being trained on."""
     data = fastsal.data.load("fashion-mnist-mini").train
     rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:ROWS]
-    return checkpoint.model(), data.images[rows].float() / 255, data.labels[rows]
+    return here(checkpoint.model()), here(data.images[rows].float() / 255), here(data.labels[rows])
 
 
 def start(x: Tensor) -> Tensor:
@@ -48,8 +50,12 @@ def start(x: Tensor) -> Tensor:
 
 
 def settings() -> dict[str, dict[str, Any]]:
-    ours: dict[str, dict[str, Any]] = {FP32: {"precision": "fp32"}, PLAIN: {"fast": False}}
-    return {**ours, BF16: {"precision": "bf16"}} if bf16_pays("cpu")[0] else ours
+    precisions = {FP32: "fp32", **({BF16: "bf16"} if where.native_bf16()[0] else {})}
+    ours: dict[str, dict[str, Any]] = {name: {"precision": precision} for name, precision in precisions.items()}
+    if where.device().type == "cuda":
+        graphs = fastsal.Levers(cuda_graphs=True)
+        ours |= {GRAPHS[name]: {"precision": precision, "fast": graphs} for name, precision in precisions.items()}
+    return {**ours, PLAIN: {"fast": False}}
 
 
 def check(x: Tensor, looped: tuple[Tensor, Tensor], ours: dict[str, tuple[Tensor, AttackInfo]]) -> None:
@@ -58,7 +64,7 @@ def check(x: Tensor, looped: tuple[Tensor, Tensor], ours: dict[str, tuple[Tensor
     But for rows that stand at the cut, and signs of gradients near zero. In bf16 there are more of both.
     """
     for name, (x_adv, info) in ours.items():
-        exact = name != BF16
+        exact = BF16 not in name
         assert float((x_adv - x).abs().max()) <= EPS + 1e-6, name
         other_stops = float((info.stop_step != looped[1]).float().mean())
         other_elements = float(((x_adv - looped[0]).abs() > 1e-6).float().mean())
@@ -75,9 +81,10 @@ def test_attack_sense_mid_training(benchmark: Any, turns: int, sensed: list[Sens
         return lambda **more: attack(x, y, seed=SEED, **more)
 
     contenders = {name: ours(C, options) for name, options in how.items()}
-    given = {name: call(return_info=True) for name, call in contenders.items()}
+    with where.strict_fp32():
+        given = {name: call(return_info=True) for name, call in contenders.items()}
+        check(x, plain_attack.sense(model, x, y, x_0, EPS, ALPHA, STEPS, CUT), given)
     contenders[LOOP] = lambda: plain_attack.sense(model, x, y, x_0, EPS, ALPHA, STEPS, CUT)
-    check(x, contenders[LOOP](), given)
     benchmark.pedantic(contenders[FP32])  # once: some take ten seconds
     if benchmark.enabled:
         contenders |= {FULL[name]: ours(None, how[name]) for name in FULL if name in how}

@@ -113,7 +113,7 @@ class Graphs:
             logits: from points of that dtype to logits, with a graph.
             gradient: False: nothing is recorded for this batch alone.
         """
-        key = (key, tuple(points.shape), points.stride(), dtype or points.dtype)
+        key = (key, tuple(points.shape), points.stride(), dtype or points.dtype, _algorithms())
         found = self._kept.get(key)
         if found is None and gradient and self.failed is None:
             found = self._record(key, points, dtype, logits)
@@ -158,6 +158,13 @@ class Graphs:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+
+def _algorithms() -> tuple[object, ...]:
+    """The settings of torch by which a library chooses what it launches."""
+    cudnn = torch.backends.cudnn
+    precision = torch.get_float32_matmul_precision(), cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    return *precision, cudnn.enabled, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
 
 
 RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaRecorder}

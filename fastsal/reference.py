@@ -190,7 +190,8 @@ def _row_norm(values: Tensor) -> tuple[Tensor, Tensor]:
     per_row = (-1, *[1] * (values.dim() - 1))
     largest = flat.abs().amax(dim=1) if flat.shape[1] else flat.new_zeros(flat.shape[0])
     unit = torch.where(largest > 0, largest, 1.0)
-    norm: Tensor = torch.linalg.vector_norm(flat / unit.unsqueeze(1), dim=1)
+    # not by vector_norm, whose sum runs through the row: its errors add up, those of a cascade hardly do
+    norm = (flat / unit.unsqueeze(1)).square().sum(1).sqrt()
     return unit.view(per_row), norm.view(per_row)
 
 

@@ -59,8 +59,10 @@ def seed_of(seed: int | Tensor | None, generator: torch.Generator | None, device
     if seed is not None:
         if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
             raise ValueError(f"seed: expected an integer in [-2**63, 2**63), got {seed!r}")
-        return torch.tensor(seed, dtype=torch.int64, device=device)
-    return torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator).to(device)
+        drawn = torch.tensor(seed, dtype=torch.int64, device="cpu")
+    else:
+        drawn = torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator)
+    return drawn.to(device, non_blocking=True)  # eight bytes are staged at once: the host does not wait for the device
 
 
 def topk_of(l1_sparsity: float, size: int) -> int:

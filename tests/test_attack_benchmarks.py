@@ -19,7 +19,9 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("tested without the repository: there is no benchmarks/ beside tests/", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import alternation, checkpoint, equality, marked, plain_attack, trained  # noqa: E402
+from benchmarks import alternation, checkpoint, equality, marked, plain_attack, trained, where  # noqa: E402
+
+where.choose("cpu")
 
 
 def small_net() -> nn.Module:

@@ -13,9 +13,11 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("tested without the repository: there is no benchmarks/ beside tests/", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import where  # noqa: E402
 from benchmarks.attack_memory import LOOP, broken, peak, peaks, report  # noqa: E402
 from benchmarks.test_attacks import FP32, NETS  # noqa: E402
 
+where.choose("cpu")
 SHARES = {name: 1 if name.startswith("PreAct") else 1 / 8 for name in NETS}  # there weights are most of it
 
 

@@ -124,6 +124,8 @@ def test_passes_replayed_by_cuda_graphs_give_the_same_attack(attack: Any, precis
         nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(),
         nn.Linear(16 * 16, 10),
     ).to(GPU)  # fmt: skip
+    with torch.no_grad():
+        model[-1].weight.mul_(30)  # probabilities on both sides of the cut
     x = torch.rand(64, 3, 8, 8, device=GPU)
     y = model.eval()(x).argmax(1)
     for _ in range(3):  # recorded, replayed, and replayed with other weights
@@ -132,7 +134,7 @@ def test_passes_replayed_by_cuda_graphs_give_the_same_attack(attack: Any, precis
             levers = fastsal.Levers(cuda_graphs=on)
             found.append(attack(model, 0.05, fast=levers, precision=precision)(x, y, seed=1, return_info=True))
         (expected, _), (got, info) = found
-        assert info.levers["cuda_graphs"] == "on"
+        assert info.levers["cuda_graphs"] == "on" and info.stepped[0] > 0
         assert float((got != expected).float().mean()) <= 1e-3  # a library may take another algorithm inside a graph
         with torch.no_grad():
             for parameter in model.parameters():
@@ -150,6 +152,36 @@ def test_an_attack_gives_what_it_gives_on_a_cpu(attack: Any, norm: str) -> None:
     got, gpu_info = attack(on_device, eps=eps, norm=norm)(x.to(GPU), y.to(GPU), seed=1, return_info=True)
     torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=1e-9)
     assert torch.equal(gpu_info.stop_step.cpu(), info.stop_step)
+
+
+@pytest.mark.parametrize("attack", [fastsal.SENSE, fastsal.PGD])
+def test_an_attack_waits_for_live_counts_alone(attack: Any) -> None:
+    """Those come by events, which are no synchronisation of the device; every other wait raises here."""
+    model = net().to(GPU)
+    x, y = torch.rand(64, 3, 8, 8, dtype=torch.float64, device=GPU), torch.randint(10, (64,), device=GPU)
+    call = attack(model, eps=0.1, check_inputs=False)
+    expected = call(x, y, seed=1)  # the first one looks whether logits are probabilities
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = call(x, y, seed=1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+
+
+def test_training_and_evaluation_on_the_device() -> None:
+    """Three epochs on clouds that are easy to tell apart, and how many stay right in the worst case."""
+    torch.manual_seed(0)
+    y = torch.arange(512) % 4
+    x = (
+        0.25 + 0.5 * torch.eye(4)[y].repeat_interleave(9, 1).view(-1, 4, 3, 3) + 0.05 * torch.randn(512, 4, 3, 3)
+    ).clamp(0, 1)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4)).to(GPU)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=64, shuffle=True)
+    fastsal.train(model, loader, eps=0.02, epochs=3, progress=False)
+    report = fastsal.evaluate(model, loader, eps=0.02, progress=False)
+    assert all(parameter.is_cuda for parameter in model.parameters())
+    assert report.natural_accuracy > 0.9
 
 
 @pytest.mark.skipif(BODIES == ["reference"], reason="neither CUDA nor Triton bodies are there")

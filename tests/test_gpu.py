@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 GPU = "cuda"
+SIZE = os.environ.get("FASTSAL_GPU_CASES", "full")  # or "quick": the few that catch the most, for slow tools
 BODIES = [body for body in backends.candidates("cuda") if not backends.missing(body)]
 each_operator = pytest.mark.parametrize("name", OPERATORS)
 each_body = pytest.mark.parametrize("body", BODIES)
@@ -49,7 +51,7 @@ def test_every_case_agrees_with_the_reference(name: str, body: str) -> None:
     compute = backends.body_of(name, body)
     problems = [
         problem
-        for case in cases(name, "full")
+        for case in cases(name, SIZE)
         if (problem := disagreement(case, answer(case, compute, GPU), run_reference(case))) is not None
     ]
     assert problems == []

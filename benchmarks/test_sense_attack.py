@@ -61,7 +61,8 @@ def settings() -> dict[str, dict[str, Any]]:
 def check(x: Tensor, looped: tuple[Tensor, Tensor], ours: dict[str, tuple[Tensor, AttackInfo]]) -> None:
     """The loop and fastsal stop at the same steps and end at the same points.
 
-    But for rows that stand at the cut, and signs of gradients near zero. In bf16 there are more of both.
+    But for rows that stand at the cut, and signs of gradients near zero: fp32 as such turns 0.036 of the elements of
+    the loop in fp64, and another order of its sums, on another processor, may turn as many. In bf16 there are more.
     """
     for name, (x_adv, info) in ours.items():
         exact = BF16 not in name
@@ -69,7 +70,7 @@ def check(x: Tensor, looped: tuple[Tensor, Tensor], ours: dict[str, tuple[Tensor
         other_stops = float((info.stop_step != looped[1]).float().mean())
         other_elements = float(((x_adv - looped[0]).abs() > 1e-6).float().mean())
         assert other_stops <= (0.01 if exact else 0.2), (name, other_stops)
-        assert other_elements <= (0.01 if exact else 0.3), (name, other_elements)
+        assert other_elements <= (0.05 if exact else 0.3), (name, other_elements)
 
 
 def test_attack_sense_mid_training(benchmark: Any, turns: int, sensed: list[Sensed]) -> None:

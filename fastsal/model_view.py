@@ -103,7 +103,7 @@ def frozen(model: Any, x: Tensor) -> Iterator[Frozen]:
     parameters = [] if module is None else list(module.parameters())
     cast = _check_model(inner, parameters, x)
     with ExitStack() as put_back:  # in reverse order, each whatever happens to the others
-        put_back.callback(_put_back_buffers, _kept_buffers(modules))
+        put_back.callback(KeptBuffers(modules).put_back)
         for parameter in parameters:
             put_back.callback(_put_back_parameter, parameter, parameter.requires_grad, parameter.grad)
             if parameter.requires_grad and parameter.is_leaf:
@@ -129,41 +129,64 @@ def _put_back_parameter(parameter: nn.Parameter, requires_grad: bool, grad: Tens
         parameter.grad = grad
 
 
-KeptBuffers = list[tuple[nn.Module, dict[str, Any], dict[str, Tensor]]]
+class KeptBuffers:
+    """What the buffers of modules hold. Plain tensors are kept as the bytes of one tensor per device: two launches to
+    keep them, three and one wait to see that nothing has changed, however many there are."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self._modules = [(module, dict(module._buffers.items())) for module in modules]
+        found = {id(b): b for _, buffers in self._modules for b in buffers.values() if b is not None}.values()
+        self._others = [(buffer, buffer.clone()) for buffer in found if not _is_plain(buffer)]
+        self._pieces: dict[torch.device, tuple[list[Tensor], Tensor]] = {}
+        plain = sorted(filter(_is_plain, found), key=Tensor.element_size, reverse=True)  # each on its own alignment
+        for device in dict.fromkeys(buffer.device for buffer in plain):
+            here = [buffer for buffer in plain if buffer.device == device]
+            self._pieces[device] = here, _bytes_of(here)
+
+    def put_back(self) -> None:
+        """Undoes what the forward wrote to a buffer, and every buffer that it replaced or added.
+
+        A buffer is written only where its contents differ: writing would spoil a graph that has saved it.
+        """
+        pairs = list(self._others)
+        for plain, kept in self._pieces.values():
+            if not torch.equal(_bytes_of(plain), kept):
+                parts = kept.split([buffer.nbytes for buffer in plain])
+                pairs += [(b, part.view(b.dtype).view(b.shape)) for b, part in zip(plain, parts, strict=True)]
+        if pairs:
+            differs = torch.stack([_differs(*pair).to(pairs[0][0].device) for pair in pairs]).tolist()
+            for (buffer, copy), changed in zip(pairs, differs, strict=True):
+                if changed:
+                    buffer.copy_(copy)
+        for module, buffers in self._modules:
+            now = dict(module._buffers.items())
+            for name in now.keys() - buffers.keys():
+                del module._buffers[name]
+            for name, kept_buffer in buffers.items():
+                if name not in now or now[name] is not kept_buffer:
+                    module._buffers[name] = kept_buffer
 
 
-def _kept_buffers(modules: list[nn.Module]) -> KeptBuffers:
-    """Per module: its buffers, and copies of what they hold."""
-    kept: KeptBuffers = []
-    for module in modules:
-        buffers = dict(module._buffers.items())
-        copies = {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}
-        kept.append((module, buffers, copies))
-    return kept
+def _is_plain(buffer: Tensor) -> bool:
+    """Whether its bytes can be had: not of a subclass, a transform of torch.func, meta, sparse or quantised."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(buffer)
+    if type(buffer) not in (Tensor, nn.Buffer) or wrapped or buffer.is_meta or buffer.layout != torch.strided:
+        return False
+    return not (buffer.is_quantized or buffer.is_conj() or buffer.is_neg())
 
 
-def _put_back_buffers(kept: KeptBuffers) -> None:
-    """Undoes what the forward wrote to a buffer, and every buffer that it replaced or added.
-
-    A buffer is written only where its contents differ: writing would spoil a graph that has saved it.
-    """
-    pairs = [(buffers[name], copy) for _, buffers, copies in kept for name, copy in copies.items()]
-    if pairs:
-        differs = torch.stack([_differs(*pair).to(pairs[0][0].device) for pair in pairs]).tolist()
-        for (buffer, copy), changed in zip(pairs, differs, strict=True):
-            if changed:
-                buffer.copy_(copy)
-    for module, buffers, _ in kept:
-        now = dict(module._buffers.items())
-        for name in now.keys() - buffers.keys():
-            del module._buffers[name]
-        for name, buffer in buffers.items():
-            if name not in now or now[name] is not buffer:
-                module._buffers[name] = buffer
+def _bytes_of(buffers: list[Tensor]) -> Tensor:
+    return torch.cat([buffer.detach().reshape(-1).view(torch.uint8) for buffer in buffers])
 
 
 def _differs(buffer: Tensor, copy: Tensor) -> Tensor:
     """Whether any element differs, where NaN equals NaN."""
+    if buffer.layout not in (torch.strided, torch.sparse_coo):
+        buffer, copy = buffer.to_sparse_coo(), copy.to_sparse_coo()
+    if buffer.layout == torch.sparse_coo:
+        if buffer._nnz() != copy._nnz():
+            return torch.ones((), dtype=torch.bool, device=buffer.device)
+        return _differs(buffer._indices(), copy._indices()) | _differs(buffer._values(), copy._values())
     return ((buffer != copy) & ~((buffer != buffer) & (copy != copy))).any()
 
 

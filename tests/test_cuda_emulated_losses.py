@@ -46,7 +46,7 @@ def call(name: str, logits: torch.Tensor) -> Case:
 def test_wide_rows_and_rows_of_any_length_or_base(name: str, dtype: torch.dtype, one_thread: None) -> None:
     """16-byte accesses where every row begins on 16 bytes, else element by element: on both sides of what a warp, and
     what a block of 32 threads, can hold."""
-    for classes in (16, 37, 128, 509, 512, 520, 1001, 1024):
+    for classes in (16, 37, 128, 509, 512, 520, 1001, 1024, 1100, 2052, 4099):
         for threads in (0, 32):
             agrees(call(name, scores(3, classes, dtype)), classes, threads)
     shifted = torch.cat((torch.zeros(1, dtype=dtype), scores(2, 64, dtype).flatten()))[1:].view(2, 64)

@@ -12,8 +12,7 @@ void launch_kl_divergence(const KlDivergenceCall& call, void* stream) {
     constexpr bool wide = decltype(rows)::wide;
     const char* name = "kl_divergence";
     const RowPlan plan = plan_rows<Z>(
-        call.count, call.classes, {kDivergenceTurns<Z, WarpTeam>, kDivergenceTurns<Z, BlockTeam>},
-        kDivergenceThreads<BlockTeam>);
+        call.count, call.classes, {kDivergenceTurns<Z>, kDivergenceTurns<Z>}, kDivergenceThreads<BlockTeam>);
     if (plan.warp_per_row)
       launch(name, kl_divergence_kernel<Z, WarpTeam, wide>, plan.blocks, plan.threads, 0, stream, call);
     else if (plan.on_chip)

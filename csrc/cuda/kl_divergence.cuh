@@ -7,10 +7,9 @@
 
 namespace fastsal {
 
-// 8 elements of a thread from either row, or 4 in fp64; twice as many where a block has one row. Half the block then has
-// twice the registers, and no more of them go to what every thread keeps.
-template <class Z, class Team>
-constexpr int kDivergenceTurns = (sizeof(Z) == 2 ? 1 : 2) * (Team::kMostThreads > 128 ? 2 : 1);
+// 16 elements of a thread from either row, or 8 in fp64.
+template <class Z>
+constexpr int kDivergenceTurns = sizeof(Z) == 2 ? 2 : 4;
 template <class Team>
 constexpr unsigned kDivergenceThreads = Team::kMostThreads > 512 ? 512 : Team::kMostThreads;
 
@@ -32,7 +31,7 @@ template <class Z, class Team, bool wide>
 __global__ void __launch_bounds__(kDivergenceThreads<Team>, 512 / kDivergenceThreads<Team>)
     kl_divergence_kernel(KlDivergenceCall call) {
   using T = typename LossOf<Z>::Type;
-  constexpr int turns = kDivergenceTurns<Z, Team>, pack = kPack<Z>;
+  constexpr int turns = kDivergenceTurns<Z>, pack = kPack<Z>;
   const Team team;
   const Walk<Z, wide> walk(team, call.classes);
   for (int64_t j = team.first_row(); j < call.count; j += team.rows_apart()) {

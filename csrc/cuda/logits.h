@@ -22,8 +22,9 @@ RowPlan plan_rows(int64_t count, int64_t classes, Held held, unsigned most_threa
     const unsigned block = threads(WarpTeam::kMostThreads), rows = block / kWarp;
     return {block, blocks_for((count + rows - 1) / rows), true, true};
   }
+  // as few threads as can hold the row: the fewer warps, the less they wait for each other
   unsigned usual = 128;
-  while (usual < most_threads && usual < packs) usual *= 2;
+  while (usual < most_threads && usual * held.block < packs) usual *= 2;
   const unsigned block = threads(usual < most_threads ? usual : most_threads);
   return {block, blocks_for(count), false, packs <= block * held.block};
 }

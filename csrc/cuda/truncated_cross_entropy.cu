@@ -10,7 +10,8 @@ void launch_truncated_cross_entropy(const TruncatedCrossEntropyCall& call, void*
     using Z = typename decltype(rows)::Logit;
     constexpr bool wide = decltype(rows)::wide;
     const char* name = "truncated_cross_entropy";
-    const RowPlan plan = plan_rows<Z>(call.count, call.classes, {kEntropyTurns<Z>, kEntropyTurns<Z>});
+    const RowPlan plan = plan_rows<Z>(
+        call.count, call.classes, {kEntropyTurns<Z, WarpTeam>, kEntropyTurns<Z, BlockTeam>});
     if (plan.warp_per_row)
       launch(name, truncated_cross_entropy_kernel<Z, WarpTeam, wide>, plan.blocks, plan.threads, 0, stream, call);
     else if (plan.on_chip)

@@ -7,8 +7,13 @@
 
 namespace fastsal {
 
-template <class Z>
-constexpr int kEntropyTurns = sizeof(Z) == 2 ? 2 : 4;  // 16 elements of a thread, or 8 in fp64
+// 32 elements of a thread, or 16 in fp64, where a warp has a row: no thread waits for another warp. Half as many where a
+// block has it.
+template <class Z, class Team>
+constexpr int kEntropyTurns = (sizeof(Z) == 2 ? 2 : 4) * (Team::kMostThreads > 128 ? 1 : 2);
+// So many on a multiprocessor that a thread has 96 registers, or 64.
+template <class Team>
+constexpr unsigned kEntropyBlocks = Team::kMostThreads > 128 ? 1 : 5;
 
 // The label of row j. Padding and rows whose label names no class are finished here, and -1 comes back.
 template <class Z, bool wide, class Team>
@@ -45,9 +50,10 @@ __device__ __forceinline__ void end_entropy(const TruncatedCrossEntropyCall& cal
 }
 
 template <class Z, class Team, bool wide>
-__global__ void __launch_bounds__(Team::kMostThreads) truncated_cross_entropy_kernel(TruncatedCrossEntropyCall call) {
+__global__ void __launch_bounds__(Team::kMostThreads, kEntropyBlocks<Team>)
+    truncated_cross_entropy_kernel(TruncatedCrossEntropyCall call) {
   using T = typename LossOf<Z>::Type;
-  constexpr int turns = kEntropyTurns<Z>, pack = kPack<Z>;
+  constexpr int turns = kEntropyTurns<Z, Team>, pack = kPack<Z>;
   const Team team;
   const Walk<Z, wide> walk(team, call.classes);
   for (int64_t j = team.first_row(); j < call.count; j += team.rows_apart()) {

@@ -172,7 +172,7 @@ def with_compiler() -> bool:
     return any(map(shutil.which, ("g++", "clang++", "c++")))
 
 
-def switches(name: str) -> Iterator[Row]:
+def switches(name: str, compiling: bool) -> Iterator[Row]:
     """The levers that have a switch and may matter to PGD on a net. The number of live rows never changes there."""
 
     def switched(lever: str, on: bool, **levers: bool) -> Row:
@@ -192,7 +192,7 @@ def switches(name: str) -> Iterator[Row]:
         yield Row("bf16", name, (NONE, replace(NONE, bf16=True)), (replace(full, bf16=False), full), True)
     if where.device().type == "cuda":
         yield switched("CUDA graphs", Levers().cuda_graphs, cuda_graphs=True)
-    if with_compiler():
+    if compiling:
         alone = None if name == PREACT else (NONE, replace(NONE, compile=True))  # it would take minutes
         yield Row("compile", name, alone, (full, replace(full, compile=True)), False)
 
@@ -223,10 +223,10 @@ def channels_last(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     return copy.deepcopy(model).to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
 
 
-def pgd_levers(name: str, turns: int) -> list[list[str]]:
+def pgd_levers(name: str, turns: int, compiling: bool) -> list[list[str]]:
     """Table rows of one net."""
     model, x, y = case(name)
-    rows = list(switches(name))
+    rows = list(switches(name, compiling))
 
     def ours(setting: Setting) -> Callable[..., Any]:
         attack = fastsal.PGD(model, EPS, ALPHA, STEPS, **setting.options)
@@ -256,7 +256,7 @@ def sense_levers(turns: int) -> list[list[str]]:
         attack = fastsal.SENSE(model, radius, alpha, steps, test_sense_attack.C, **setting.options)
         return partial(attack, x, y, seed=SEED)
 
-    seconds = raced({setting: ours(setting) for setting in settings_of(rows)}, x, radius, 0.02, turns)
+    seconds = raced({setting: ours(setting) for setting in settings_of(rows)}, x, radius, 0.05, turns)
     lines = [line(row, seconds) for row in rows]
     loops: dict[str, Callable[[], Any]] = {}
     x_0 = test_sense_attack.start(x)
@@ -265,7 +265,7 @@ def sense_levers(turns: int) -> list[list[str]]:
             loops[label + layout] = partial(
                 plain_attack.sense, net, x, y, start, radius, alpha, steps, test_sense_attack.CUT, last_graph=graph
             )
-    seconds = raced(loops, x, radius, 0.02, turns)
+    seconds = raced(loops, x, radius, 0.05, turns)
     alone, whole = ("graph", "none"), ("graph, channels last", "none, channels last")
     return [*lines, line(Row("last forward without graph", SENSE_CASE, alone, whole, True), seconds)]
 
@@ -288,13 +288,13 @@ def line(row: Row, seconds: Seconds) -> list[str]:
     return made
 
 
-def levers(names: list[str], turns: int) -> str:
-    rows = [row for name in names for row in pgd_levers(name, turns)] + sense_levers(turns)
+def levers(names: list[str], turns: int, compiling: bool) -> str:
+    rows = [row for name in names for row in pgd_levers(name, turns, compiling)] + sense_levers(turns)
     native, why_bf16 = where.native_bf16()
     if not native:
         rows += [["bf16", name, predicted("bf16", name), *["no bf16 here"] * 2, "auto: fp32 here"] for name in names]
-    if not with_compiler():
-        rows += [["compile", name, predicted("compile", name), *["no C++ compiler"] * 2, "off"] for name in names]
+    if not compiling:
+        rows += [["compile", name, predicted("compile", name), *["not measured here"] * 2, "off"] for name in names]
     if where.device().type != "cuda":
         rows.append(["CUDA graphs", "all", "", *["no CUDA timed here"] * 2, "off on a CPU"])
     order = list(WHY)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 GPU = "cuda"
+PARTS = 4  # of the cases of an operator: Triton compiles in each process of `pytest -n` anew
 SIZE = os.environ.get("FASTSAL_GPU_CASES", "full")  # or "quick": the few that catch the most, for slow tools
 BODIES = [body for body in backends.candidates("cuda") if not backends.missing(body)]
 each_operator = pytest.mark.parametrize("name", OPERATORS)
@@ -45,13 +47,14 @@ def on_gpu(args: tuple[Any, ...]) -> list[Any]:
     return [a.to(GPU) if isinstance(a, Tensor) else a for a in args]
 
 
+@pytest.mark.parametrize("part", range(PARTS))
 @each_body
 @each_operator
-def test_every_case_agrees_with_the_reference(name: str, body: str) -> None:
+def test_every_case_agrees_with_the_reference(name: str, body: str, part: int) -> None:
     compute = backends.body_of(name, body)
     problems = [
         problem
-        for case in cases(name, SIZE)
+        for case in itertools.islice(cases(name, SIZE), part, None, PARTS)
         if (problem := disagreement(case, answer(case, compute, GPU), run_reference(case))) is not None
     ]
     assert problems == []

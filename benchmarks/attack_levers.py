@@ -43,21 +43,25 @@ class Setting:
         norms = "off: no batch norm" not in (notes["fold_batch_norm"], notes["lean_batch_norm"])
         for name, on in (
             ("channels_last", self.levers.channels_last),
-            ("fold_batch_norm", self.levers.fold_batch_norm and norms),
-            ("lean_batch_norm", self.levers.lean_batch_norm and norms and not self.compile),
+            ("fold_batch_norm", self.levers.fold_batch_norm),
+            ("lean_batch_norm", self.levers.lean_batch_norm),
             ("compile", self.compile),
             ("cuda_graphs", self.levers.cuda_graphs),
         ):
-            assert notes[name].startswith("on") == on, (name, on, notes[name])
+            if norms or not name.endswith("batch_norm"):
+                compiled = name == "lean_batch_norm" and self.compile  # then torch.compile decides
+                assert notes[name].startswith("on") == (on and not compiled), (name, on, notes[name])
         assert notes["precision"].startswith("bf16" if self.bf16 else "fp32"), notes["precision"]
 
 
 NONE = Setting(OFF)
 
 
-def whole() -> Setting:
-    """As the attack runs here by default."""
-    return Setting(Levers(), bf16=where.native_bf16()[0])
+def default_setting() -> Setting:
+    """As the attack runs here by default: what "auto" comes to. Each contest checks that it does."""
+    gpu = where.device().type == "cuda"
+    levers = Levers(fold_batch_norm=not gpu, lean_batch_norm=not gpu, cuda_graphs=gpu)
+    return Setting(levers, bf16=where.native_bf16()[0])
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ WHY = {
     "bf16": "half the bytes and, where the processor has it, twice the products per instruction; where it has not, "
     '`precision="auto"` stays in fp32.',
     "compile": "it takes a minute or more for each shape when it first comes, so it must be asked for.",
-    "CUDA graphs": "not measured yet, so it must be asked for.",
+    "CUDA graphs": "what a replay saves is launches; where a net keeps the device busy it saves little.",
     "no weight gradients": "of the three products of a layer in a training step an attack needs two. The parameters "
     "are frozen, so nothing else is computed; there is no switch. In hand-written loops, in the whole: channels last.",
     "last forward without graph": "it costs no code, and saves the memory of one graph; there is no switch. In "
@@ -181,17 +185,17 @@ def switches(name: str, compiling: bool) -> Iterator[Row]:
         among = replace(full, levers=replace(full.levers, **levers))
         return Row(lever, name, (NONE, with_it), (others, among), on)
 
-    full, native = whole(), where.native_bf16()[0]
+    full, native = default_setting(), where.native_bf16()[0]
 
-    yield switched("channels_last", Levers().channels_last, channels_last=True)
+    yield switched("channels_last", full.levers.channels_last, channels_last=True)
     if name != SMALL:  # which has no batch norm
-        yield switched("folded batch norm", Levers().fold_batch_norm, fold_batch_norm=True)
+        yield switched("folded batch norm", bool(full.levers.fold_batch_norm), fold_batch_norm=True)
     if name == PREACT:  # where most norms are not folded
-        yield switched("lean batch norm", Levers().lean_batch_norm, lean_batch_norm=True)
+        yield switched("lean batch norm", bool(full.levers.lean_batch_norm), lean_batch_norm=True)
     if native:
         yield Row("bf16", name, (NONE, replace(NONE, bf16=True)), (replace(full, bf16=False), full), True)
     if where.device().type == "cuda":
-        yield switched("CUDA graphs", Levers().cuda_graphs, cuda_graphs=True)
+        yield switched("CUDA graphs", bool(full.levers.cuda_graphs), cuda_graphs=True)
     if compiling:
         alone = None if name == PREACT else (NONE, replace(NONE, compile=True))  # it would take minutes
         yield Row("compile", name, alone, (full, replace(full, compile=True)), False)
@@ -202,7 +206,7 @@ def shrunk(setting: Setting, how: str) -> Setting:
 
 
 def sense_switches() -> Iterator[Row]:
-    full, gpu = whole(), where.device().type == "cuda"
+    full, gpu = default_setting(), where.device().type == "cuda"
     for how, on in (("exact", not gpu), ("buckets", gpu)):
         yield Row(
             f"live rows, {how}", SENSE_CASE, (NONE, shrunk(NONE, how)), (shrunk(full, "off"), shrunk(full, how)), on
@@ -212,7 +216,7 @@ def sense_switches() -> Iterator[Row]:
         if gpu or name != "cuda_graphs":
             among, others = (replace(default, levers=replace(default.levers, **{name: on})) for on in (True, False))
             alone = replace(NONE, levers=replace(OFF, **{name: True}))
-            yield Row(lever, SENSE_CASE, (NONE, alone), (others, among), getattr(Levers(), name))
+            yield Row(lever, SENSE_CASE, (NONE, alone), (others, among), getattr(full.levers, name))
 
 
 def settings_of(rows: list[Row]) -> list[Setting]:
@@ -226,6 +230,7 @@ def channels_last(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 def pgd_levers(name: str, turns: int, compiling: bool) -> list[list[str]]:
     """Table rows of one net."""
     model, x, y = case(name)
+    default_setting().check(fastsal.PGD(model, EPS, ALPHA, 2)(x, y, return_info=True)[1].levers)
     rows = list(switches(name, compiling))
 
     def ours(setting: Setting) -> Callable[..., Any]:

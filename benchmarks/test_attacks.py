@@ -28,7 +28,7 @@ NETS = {
     "PreActResNet-18, 32x3x32x32": ("preact-resnet18", (32, 3, 32, 32)),
 }
 FP32, BF16, PLAIN, LOOP = "fastsal, fp32", "fastsal, bf16", "fastsal, fast=False", "plain loop"
-GRAPHS = {"fp32": f"{FP32}, CUDA graphs", "bf16": f"{BF16}, CUDA graphs"}  # on a GPU
+NO_GRAPHS = {"fp32": f"{FP32}, no CUDA graphs", "bf16": f"{BF16}, no CUDA graphs"}  # on a GPU
 # Times the time of ours that another takes at least, in fp32 and in bf16 where that is native.
 AIMS = {  # torchattacks, others; by net
     FP32: dict(zip(NETS, ((1.4, 1.0), (1.4, 1.0), (1.0, 1.0)), strict=True)),
@@ -68,8 +68,8 @@ def calls(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], Any]
     if where.native_bf16()[0]:
         found[BF16] = ours(precision="bf16")
     if x.is_cuda:
-        graphs = fastsal.Levers(cuda_graphs=True)
-        found |= {GRAPHS[p]: ours(precision=p, fast=graphs) for p in GRAPHS if p == "fp32" or BF16 in found}
+        without = fastsal.Levers(cuda_graphs=False)
+        found |= {NO_GRAPHS[p]: ours(precision=p, fast=without) for p in NO_GRAPHS if p == "fp32" or BF16 in found}
     found[LOOP] = lambda: plain_attack.pgd(model, x, y, x_0, EPS, ALPHA, STEPS)
     for name in peers.installed():
         found[name] = peers.call_of(name, model, x, y, EPS, ALPHA, STEPS)
@@ -114,7 +114,7 @@ def test_attack(name: str, benchmark: Any, turns: int, attacks: list[Raced]) -> 
 
 def table(raced: list[Raced]) -> str:
     """Markdown: one row per contender, one column per net and precision of ours."""
-    kinds = (FP32, BF16, *GRAPHS.values())
+    kinds = (FP32, BF16, *NO_GRAPHS.values())
     ours = [(contest, name) for contest in raced for name in kinds if name in contest.seconds]
     names = dict.fromkeys(name for contest in raced for name in contest.seconds)
     rows = []

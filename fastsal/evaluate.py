@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastsal.attack import Attack, _check_batch
 from fastsal.attacks import PGD
 from fastsal.judge import TargetedMargin, check_range
+from fastsal.levers import Levers
 from fastsal.model_view import RandomState, attacked
 from fastsal.progress import bar
 from fastsal.threat import Bound, Threat, norm_name, norm_order
@@ -135,7 +136,9 @@ def evaluate(
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise ValueError(f"seed: expected an integer in [0, 2**62), got {seed!r}")
     attacks = _attacks(eps, steps, margin_steps, margin_classes)
-    options: dict[str, Any] = {"clip_min": clip_min, "clip_max": clip_max, "precision": "fp32"}  # as models are judged
+    # as models are judged: in fp32, and every forward by the model's own code, which a recording would skip
+    options: dict[str, Any] = {"clip_min": clip_min, "clip_max": clip_max, "precision": "fp32"}
+    options["fast"] = Levers(cuda_graphs=False)
     counts = dict.fromkeys(["natural", *attacks, "worst"], 0)
     nonfinite = dict.fromkeys(attacks, 0)
     samples = 0

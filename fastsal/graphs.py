@@ -3,7 +3,8 @@
 A graph holds launches and the addresses they work on, and no Python. So the points, the gradient of the logits and
 every weight that a view exchanges lie in memory that stays from one attack to the next, and what is replayed is looked
 up by the addresses of all parameters and buffers: where one has moved, a new graph is recorded. What the model's own
-code does beside launching (counting, choosing by a value on the host) is done while it is recorded, and then no more.
+code does beside launching (counting, choosing by a value on the host) is done while it is recorded, and then no more: a
+model whose forward is not the same twice is not recorded.
 
 The loss is left outside, since it may be the user's function; so are `retire` and the step, which write into batches of
 a size that is known only then. A step of an attack is five launches: two graphs and these three.
@@ -11,6 +12,7 @@ a size that is known only then. A step of an attack is five launches: two graphs
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +20,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from fastsal import said
 from fastsal.model_view import hooked, pulled_back
 
 MOST = 24  # recordings kept of one model: six buckets, of a smaller last batch too, in two precisions
 RECORDINGS = 4 * MOST  # after so many its weights must be moving all the time
+UNASKED = 1 / 8  # share of the device's memory that recordings may hold which nobody has asked for
 
 Replay = Callable[[], None]
 Place = tuple[int, str, torch.dtype, tuple[int, ...], tuple[int, ...]]
@@ -36,6 +41,9 @@ class Recorder(Protocol):
     def record(self, work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         """Takes down what the work launches; its result, which has no values before the first replay."""
 
+    def share_of_memory(self) -> float:
+        """The share of the device's memory that all recordings hold."""
+
 
 class CudaRecorder:
     """Records into torch.cuda.CUDAGraph. All graphs share one pool of memory: of one model only one pass is under way,
@@ -44,6 +52,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._held = 0  # bytes
 
     def warm_up(self, work: Callable[[], Any]) -> None:
         with torch.cuda.device(self._device):
@@ -56,14 +65,21 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
+        # "thread_local": a loader that pins memory in a thread of its own must not spoil the recording, nor this the loader
+        capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        with torch.cuda.device(self._device), capture:
+            before = torch.cuda.memory_reserved()
             result = work()
+            self._held += max(0, torch.cuda.memory_reserved() - before)
 
         def replay() -> None:
             with torch.cuda.device(self._device):
                 graph.replay()
 
         return replay, result
+
+    def share_of_memory(self) -> float:
+        return self._held / float(torch.cuda.get_device_properties(self._device).total_memory)
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,8 @@ class Graphs:
         self._recordings = 0
         self.failed: str | None = None
         self.in_use = False
+        self.most_memory = math.inf  # share of the device's
+        self._large: float | None = None  # the share, once it was more than that
 
     def place(self, module: int, name: str, value: Tensor) -> Tensor:
         """The value of a weight, at the address that it had in the attack before."""
@@ -115,7 +133,7 @@ class Graphs:
         """
         key = (key, tuple(points.shape), points.stride(), dtype or points.dtype, _algorithms())
         found = self._kept.get(key)
-        if found is None and gradient and self.failed is None:
+        if found is None and gradient and self.refusal is None:
             found = self._record(key, points, dtype, logits)
         if found is not None:
             found.leaf.detach().copy_(points)
@@ -129,6 +147,9 @@ class Graphs:
             self._give_up(f"{RECORDINGS} graphs were recorded already; do its parameters move at every step?")
             return None
         leaf = points.detach().to(dtype or points.dtype, copy=True).requires_grad_()
+        if _launches(logits, leaf) != _launches(logits, leaf):
+            self._give_up("two forwards of one batch were not alike, and a graph would repeat one of them")
+            return None
         graph: list[Tensor] = []  # the logits with their graph, between the two recordings
 
         def forward() -> Tensor:
@@ -147,10 +168,21 @@ class Graphs:
             self._give_up(str(error).strip().splitlines()[0])
             return None
         self._recordings += 1
+        if (share := self._recorder.share_of_memory()) > self.most_memory:
+            self._kept.clear()
+            self._large = share
+            return None
         if len(self._kept) >= MOST:
             self._kept.pop(next(iter(self._kept)))
         self._kept[key] = Recorded(leaf, z, ascent, gradient, replay_forward, replay_backward)
         return self._kept[key]
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nothing is recorded any more, or None."""
+        if self.failed is None and self._large is not None and self._large > self.most_memory:
+            return f"they would hold {self._large:.0%} of the device's memory; cuda_graphs=True allows it"
+        return self.failed
 
     def _give_up(self, why: str) -> None:
         self.failed = why
@@ -158,6 +190,29 @@ class Graphs:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+
+class _Launches(TorchDispatchMode):
+    """Takes down what a forward calls, with everything that is no value of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.taken.append(f"{func}{tree_map(_without_values, (args, kwargs or {}))}")
+        return func(*args, **(kwargs or {}))
+
+
+def _without_values(thing: Any) -> Any:
+    return (thing.dtype, tuple(thing.shape), thing.stride()) if isinstance(thing, Tensor) else thing
+
+
+def _launches(logits: Callable[[Tensor], Tensor], leaf: Tensor) -> list[str]:
+    launches = _Launches()
+    with launches:
+        logits(leaf)
+    return launches.taken
 
 
 def _algorithms() -> tuple[object, ...]:

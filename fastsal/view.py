@@ -3,6 +3,7 @@ batch norm folded. Built for one call of an attack, and taken back when it ends.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fastsal import fold, refused
 from fastsal.compiled import CompiledForward, compiled_forward
-from fastsal.graphs import RECORDERS, Graphs, Recorded, graphs_of, unrecordable
+from fastsal.graphs import RECORDERS, UNASKED, Graphs, Recorded, graphs_of, unrecordable
 from fastsal.lean import lean_norms
 from fastsal.levers import Levers
 from fastsal.model_view import Frozen, checked_logits, frozen, pulled_back, with_graph
@@ -150,12 +151,13 @@ class View:
             why = f"off: {reason}"
         else:
             graphs = graphs_of(self._module, self._x.device)
-            if graphs.failed is None and not graphs.in_use:
+            graphs.most_memory = UNASKED if levers.cuda_graphs == "auto" else math.inf
+            if graphs.refusal is None and not graphs.in_use:
                 graphs.in_use = True
                 self._swaps.callback(setattr, graphs, "in_use", False)
                 self.notes["cuda_graphs"] = "off: nothing was recorded"
                 return graphs
-            why = f"off: {graphs.failed or 'an attack on this model is under way'}"
+            why = f"off: {graphs.refusal or 'an attack on this model is under way'}"
         self.notes["cuda_graphs"] = why
         return None
 
@@ -172,6 +174,8 @@ class View:
     def _prepare_norms(self, levers: Levers, opaque: str | None, backend: str | None) -> None:
         if not levers.lean_batch_norm:
             note = "off"
+        elif levers.lean_batch_norm == "auto" and self._x.device.type != "cpu":
+            note = f"off: on {self._x.device.type} it costs launches"
         elif opaque is not None:
             note = f"off: {opaque}"
         elif backend is not None:
@@ -184,6 +188,8 @@ class View:
     def _prepare_folding(self, levers: Levers, opaque: str | None) -> None:
         why = "off" if not levers.fold_batch_norm else None
         why = why or (None if opaque is None else f"off: {opaque}")
+        if why is None and levers.fold_batch_norm == "auto" and self._graphs is not None:
+            why = "off: CUDA graphs replay the passes, and folding would take longer than it saves"
         reason = None if why else self._refusal("fold_batch_norm") or fold.foldable(self._modules)
         why = why or (None if reason is None else f"off: {reason}")
         if why is not None or self._module is None:
@@ -296,8 +302,8 @@ class View:
 
         with torch.enable_grad(), self._refusals():
             self._recorded = graphs.forward(self._addresses, x_k, self.dtype, logits, gradient)
-        if graphs.failed is not None:
-            self._graphs, self.notes["cuda_graphs"] = None, f"off: {graphs.failed}"
+        if graphs.refusal is not None:
+            self._graphs, self.notes["cuda_graphs"] = None, f"off: {graphs.refusal}"
         elif self._recorded is not None:
             self.notes["cuda_graphs"] = "on"
         return self._recorded

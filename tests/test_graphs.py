@@ -7,6 +7,7 @@ recording has made is NaN until then. What it cannot show is what CUDA itself re
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -72,6 +73,9 @@ class Tape:
 
         return replay, result
 
+    def share_of_memory(self) -> float:
+        return 0.1 * self.recordings
+
 
 @pytest.fixture(autouse=True)
 def tape(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +113,8 @@ def case() -> Iterator[tuple[Net, Tensor, Tensor]]:
         yield net, x, y
 
 
-def levers(on: bool, **how: Any) -> fastsal.Levers:
-    return fastsal.Levers(**{"live_rows": "buckets", **how}, cuda_graphs=on)
+def levers(on: bool | str, **how: Any) -> fastsal.Levers:
+    return fastsal.Levers(**{"live_rows": "buckets", "fold_batch_norm": True, **how}, cuda_graphs=on)
 
 
 def both(
@@ -165,8 +169,8 @@ def test_a_size_is_recorded_once_and_then_no_python_of_the_model_runs(case) -> N
     attack(x, y, seed=1)
     *recorded, final = sorted(set(net.sizes), reverse=True)
     assert len(recorded) >= 3 and recorded[0] == SAMPLES, "a case in which the batch shrinks, in the last forward too"
-    # once to warm up, once to record; the last forward has no backward, and nobody had its size before
-    assert net.sizes == [size for size in recorded for _ in range(2)] + [final]
+    # twice to compare, once to warm up, once to record; the last forward has no backward, and its size is new
+    assert net.sizes == [size for size in recorded for _ in range(4)] + [final]
     net.sizes.clear()
     attack(x, y, seed=1)
     assert net.sizes == [final]
@@ -238,12 +242,60 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_is_said_once(case, monkeypatc
         ({"fast": levers(True, live_rows="exact")}, "off: live_rows='exact' makes batches of any size"),
         ({"fast": levers(True), "compile": "eager"}, "off: the model is compiled"),
         ({"fast": levers(False)}, "off"),
-        ({"fast": True}, "off"),
+        ({"fast": False}, "off"),
+        ({"fast": levers("auto")}, "off: they would hold 20% of the device's memory; cuda_graphs=True allows it"),
     ],
 )
 def test_where_it_is_off_it_says_why(how: dict[str, Any], why: str, case) -> None:
     net, x, y = case
     assert fastsal.PGD(net, 0.1, steps=2, **how)(x, y, return_info=True)[1].levers["cuda_graphs"] == why
+
+
+def test_unasked_they_hold_an_eighth_of_the_memory_at_most(case, recwarn) -> None:
+    """What they would hold more than that is given back, and the attack goes on without; who asks for them has them."""
+    net, x, y = case
+    kept = graphs.graphs_of(net, x.device)
+    unasked, asked = (fastsal.PGD(net, 0.1, steps=3, fast=levers(on), precision="fp32") for on in ("auto", True))
+    expected, info = fastsal.PGD(net, 0.1, steps=3, fast=levers(False), precision="fp32")(
+        x, y, seed=1, return_info=True
+    )
+    for _ in range(2):
+        assert torch.equal(unasked(x, y, seed=1), expected) and len(kept) == 0
+    got, info = asked(x, y, seed=1, return_info=True)
+    assert torch.equal(got, expected) and info.levers["cuda_graphs"] == "on" and len(kept) == 1
+    assert not [w for w in recwarn if w.category is fastsal.FallbackWarning]
+
+
+def test_unasked_they_come_without_folding(case, monkeypatch) -> None:
+    """Folding anew at each call would take longer than what it saves."""
+    net, x, y = case
+    monkeypatch.setattr(graphs.graphs_of(net, x.device)._recorder, "share_of_memory", lambda: 0.1)
+    for fold_batch_norm, folded in (("auto", "off: CUDA graphs replay"), (True, "on: 1 folded")):
+        switches = levers("auto", fold_batch_norm=fold_batch_norm)
+        _, info = fastsal.PGD(net, 0.1, steps=3, fast=switches, precision="fp32")(x, y, return_info=True)
+        assert info.levers["cuda_graphs"] == "on"
+        assert info.levers["fold_batch_norm"].startswith(folded)
+
+
+@pytest.mark.parametrize("kind", ["path", "number", "size"])
+def test_a_model_whose_forward_is_not_the_same_twice_is_not_recorded(kind: str, case) -> None:
+    """A graph would repeat one of its ways for ever."""
+    net, x, y = case
+    honest, calls = net.forward, itertools.count()
+
+    def forward(x: Tensor) -> Tensor:
+        turn = next(calls) % 2
+        if kind == "path":
+            return honest(x) if turn else honest(x.relu())
+        if kind == "number":
+            return honest(x) + 0.1 * turn
+        return honest(nn.functional.pad(x, (turn, 0))[..., -8:])
+
+    net.forward = forward
+    attack = fastsal.PGD(net, 0.1, steps=2, fast=levers(True, fold_batch_norm=False), precision="fp32")
+    with pytest.warns(fastsal.FallbackWarning, match="two forwards of one batch were not alike"):
+        _, info = attack(x, y, return_info=True)
+    assert info.levers["cuda_graphs"].startswith("off: two forwards")
 
 
 def test_hooks_are_called(case) -> None:

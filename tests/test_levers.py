@@ -430,7 +430,16 @@ def test_bad_options_are_named(options, error, message) -> None:
         fastsal.PGD(nn.Linear(2, 2), **options)
 
 
-@pytest.mark.parametrize("options", [{"live_rows": "some"}, {"channels_last": 1}, {"fold_batch_norm": "auto"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"live_rows": "some"},
+        {"channels_last": 1},
+        {"channels_last": "auto"},
+        {"fold_batch_norm": "on"},
+        {"cuda_graphs": None},
+    ],
+)
 def test_bad_levers_are_named(options) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
         fastsal.Levers(**options)

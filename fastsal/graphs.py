@@ -52,6 +52,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # that of torch.cuda.graph is on the first device
         self._held = 0  # bytes
 
     def warm_up(self, work: Callable[[], Any]) -> None:
@@ -65,9 +66,12 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         graph = torch.cuda.CUDAGraph()
-        # "thread_local": a loader that pins memory in a thread of its own must not spoil the recording, nor this the loader
-        capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
-        with torch.cuda.device(self._device), capture:
+        # thread_local: loaders pin memory in threads of their own, which a recording must not forbid, nor suffer from
+        mode = "thread_local"
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode),
+        ):
             before = torch.cuda.memory_reserved()
             result = work()
             self._held += max(0, torch.cuda.memory_reserved() - before)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fastsal import fold, refused
 from fastsal.compiled import CompiledForward, compiled_forward
@@ -143,6 +144,8 @@ class View:
             why = f"off: {opaque}"
         elif self._x.device.type not in RECORDERS:
             why = f"off: x is on {self._x.device.type}"
+        elif isinstance(self._x, FakeTensor):
+            why = "off: on fake tensors nothing is launched"
         elif levers.live_rows == "exact":
             why = "off: live_rows='exact' makes batches of any size"
         elif backend is not None:

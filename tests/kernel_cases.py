@@ -386,6 +386,7 @@ def _quick_entropies() -> Iterator[Case]:
     yield _case(_truncated_cross_entropy, F32, 9001, 3, 0.7, special=False)
     yield _case(_truncated_cross_entropy, F32, 1001, 13, 0.7)
     yield _case(_truncated_cross_entropy, F32, 5000, 13, 0.7)
+    yield _case(_truncated_cross_entropy, F32, 16388, 2, 0.7, special=False)  # too long for a block by one access
     yield _case(_truncated_cross_entropy, F32, 10, 0, 0.7)
     yield _case(_truncated_cross_entropy, F64, 9, 13, 0.7)
     yield _case(_truncated_cross_entropy, F32, 3, 1, 0.7, "none")
@@ -435,6 +436,7 @@ def _quick_divergences() -> Iterator[Case]:
         yield _case(_kl_divergence, F32, 10, 0, both)
     yield _case(_kl_divergence, F64, 9, 13, True)
     yield _case(_kl_divergence, F64, 4104, 13, True)  # too long for a chip
+    yield _case(_kl_divergence, F32, 5000, 2, True, special=False)
     yield _case(_kl_divergence, F64, 4101, 2, False, special=False, base=1)
     yield _case(_kl_divergence, F32, 3, 1, False, "none")
 

@@ -24,6 +24,7 @@ import fastsal
 from benchmarks.leaks import grown, leaks
 
 torch.set_num_threads(1)
+torch.manual_seed(0)  # the weights decide how many sizes of batches there are, and fastsal remembers kinds of calls
 kind, left, usual = sys.argv[1], [], fastsal.perturb
 
 def leaky(model, *args, **how):

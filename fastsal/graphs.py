@@ -220,10 +220,11 @@ def _launches(logits: Callable[[Tensor], Tensor], leaf: Tensor) -> list[str]:
 
 
 def _algorithms() -> tuple[object, ...]:
-    """The settings of torch by which a library chooses what it launches."""
-    cudnn = torch.backends.cudnn
-    precision = torch.get_float32_matmul_precision(), cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    return *precision, cudnn.enabled, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    """The settings of torch by which a library chooses what it launches. Precisions by operator: torch raises where
+    the older, common flags are read after these have been set."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    precisions = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, products.fp32_precision  # type: ignore[attr-defined]
+    return *precisions, cudnn.enabled, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
 
 
 RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaRecorder}

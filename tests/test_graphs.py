@@ -203,6 +203,23 @@ def test_weights_at_another_place_are_recorded_anew(case) -> None:
     both(net, x, y, {"fold_batch_norm": False}, c=None, norm="L2")
 
 
+def test_other_precisions_of_products_are_recorded_anew(case) -> None:
+    """Set by operator, as torch 2.9 has it: then the flags of before must not be read."""
+    net, x, y = case
+    both(net, x, y, c=None)
+    operators: Any = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [operator.fp32_precision for operator in operators]
+    try:
+        operators[1].fp32_precision = "ieee"
+        for precision, recordings in (("ieee", 2), ("tf32", 3), ("ieee", 3)):
+            operators[0].fp32_precision = precision
+            both(net, x, y, c=None)
+            assert len(graphs.graphs_of(net, x.device)) == recordings
+    finally:
+        for operator, precision in zip(operators, before, strict=True):
+            operator.fp32_precision = precision
+
+
 def test_recordings_are_bounded(case, monkeypatch) -> None:
     net, x, y = case
     monkeypatch.setattr(graphs, "RECORDINGS", 4)

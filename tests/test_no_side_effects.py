@@ -462,3 +462,20 @@ def test_the_attack_works_again_after_a_failure(case, make) -> None:
         attack(x, y, seed=1)
     model.fail_at = None
     assert torch.equal(attack(x, y, seed=1), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_a_sparse_buffer_comes_back(layout: torch.layout) -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+            self.register_buffer("edges", torch.eye(3).to_sparse(layout=layout))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.edges.values().mul_(2) if layout == torch.sparse_csr else self.edges._values().mul_(2)
+            return self.head(x)
+
+    net = Graph()
+    fastsal.PGD(net, 0.1, steps=2)(torch.rand(5, 4), torch.arange(5) % 3)
+    assert torch.equal(net.edges.to_dense(), torch.eye(3))

@@ -1,6 +1,6 @@
 """KL(p_clean || p_adv) of each row, and its gradients with respect to both logits.
 
-A row that fits on chip is read once; a longer one twice: the divergence comes of sums that are kept lane by lane.
+A row that fits on chip is read once; a longer one twice: the divergence comes of sums that are kept thread by thread.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 from .logits import (
     add_terms,
     columns_from,
+    in_groups,
     inverse_of,
     joined_terms,
     log_of,
@@ -114,26 +115,28 @@ def divergence_in_chunks(
     row, there = rows_here(count, ROWS)
     sample = sample_of(ids, row, there, samples)
     real = sample >= 0
-    tops_p = tl.full((ROWS, COLUMNS), float("-inf"), T)
-    tops_q = tl.full((ROWS, COLUMNS), float("-inf"), T)
-    totals_p = tl.zeros((ROWS, COLUMNS), T)
-    totals_q = tl.zeros((ROWS, COLUMNS), T)
-    sums = tl.zeros((ROWS, COLUMNS), T)  # of e^(z - top_p) * ((z - top_p) - (w - top_q))
-    barred = tl.full((ROWS, COLUMNS), float("-inf"), T)  # the largest z of a class that is impossible for adv
+    LANES: tl.constexpr = COLUMNS // (2 if T == tl.float64 else 4)  # a thread each
+    tops_p = tl.full((ROWS, LANES), float("-inf"), T)
+    tops_q = tl.full((ROWS, LANES), float("-inf"), T)
+    totals_p = tl.zeros((ROWS, LANES), T)
+    totals_q = tl.zeros((ROWS, LANES), T)
+    sums = tl.zeros((ROWS, LANES), T)  # of e^(z - top_p) * ((z - top_p) - (w - top_q))
+    barred = tl.full((ROWS, LANES), float("-inf"), T)  # the largest z of a class that is impossible for adv
     for start in range(0, classes, COLUMNS):
         column, inside = columns_from(start, classes, there, COLUMNS)
         _, known = columns_from(start, classes, real, COLUMNS)
-        z = logits_at(clean, sample, column, known, classes)
-        w = logits_at(adv, row, column, inside, classes)
+        z = in_groups(logits_at(clean, sample, column, known, classes), LANES, ALIGNED)
+        w = in_groups(logits_at(adv, row, column, inside, classes), LANES, ALIGNED)
         before_p = tops_p
         before_q = tops_q
         mass = totals_p
         tops_p, totals_p, term = add_terms(tops_p, totals_p, z)
         tops_q, totals_q, _ = add_terms(tops_q, totals_q, w)
         never = (w == float("-inf")) & (z > float("-inf"))
-        barred = tl.maximum(barred, tl.where(never, z, float("-inf")))
-        gap = tl.where(never | (term == 0), 0.0, term * ((z - tops_p) - (w - tops_q)))
-        sums = retold(sums, mass, before_p, before_q, tops_p, tops_q) + gap
+        barred = tl.maximum(barred, tl.max(tl.where(never, z, float("-inf")), axis=2))
+        gap = (z - tops_p[:, :, None]) - (w - tops_q[:, :, None])
+        gap = tl.where(never | (term == 0), 0.0, term * gap)
+        sums = retold(sums, mass, before_p, before_q, tops_p, tops_q) + tl.sum(gap, axis=2)
     top_p, total_p = joined_terms(tops_p, totals_p)
     top_q, total_q = joined_terms(tops_q, totals_q)
     whole = tl.sum(retold(sums, totals_p, tops_p, tops_q, top_p[:, None], top_q[:, None]), axis=1)
@@ -169,7 +172,7 @@ def launch(
     count, classes = adv.shape
     if count == 0:
         return
-    tile = tile_of(adv, ON_CHIP, CHUNK, until=0)  # two softmaxes and their divergence: 40 registers would spill
+    tile = tile_of(adv, ON_CHIP, CHUNK)
     with device_of(adv):
         (divergence if classes <= ON_CHIP else divergence_in_chunks)[(-(-count // tile["ROWS"]),)](
             clean,

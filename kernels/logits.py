@@ -15,14 +15,14 @@ from .rows import at_most, in_range, tile, warps
 SMALL = 512  # elements of a tile of several short rows
 
 
-def tile_of(logits: Tensor, on_chip: int, chunk: int, until: int = 1000) -> dict[str, Any]:
+def tile_of(logits: Tensor, on_chip: int, chunk: int) -> dict[str, Any]:
     """How a kernel is launched: on a tile of several short rows, of a row that fits on chip, or of a chunk of one, with
-    few registers up to compute capability `until`."""
+    few registers."""
     classes = logits.shape[1]
     if classes > on_chip:
         each = 2 if logits.element_size() == 8 else 4
         columns = chunk * each // 4
-        return {"ROWS": 1, "COLUMNS": columns, "num_warps": warps(columns, each), **at_most(40, until)}
+        return {"ROWS": 1, "COLUMNS": columns, "num_warps": warps(columns, each), **at_most(40)}
     columns = tile(classes, 16, on_chip)
     rows = max(SMALL // columns, 1)
     return {"ROWS": rows, "COLUMNS": columns, "num_warps": warps(rows * columns, 4 if rows > 1 else 8)}
@@ -92,12 +92,25 @@ def rescaled(total, before, after):
 
 
 @triton.jit
+def in_groups(tile, LANES: tl.constexpr, ALIGNED: tl.constexpr):
+    """A chunk as (rows, lanes, group), each group in one thread: neighbours where loads are wide, else what lies LANES
+    apart."""
+    rows: tl.constexpr = tile.shape[0]
+    group: tl.constexpr = tile.shape[1] // LANES
+    if ALIGNED:
+        groups = tl.reshape(tile, (rows, LANES, group))
+    else:
+        groups = tl.permute(tl.reshape(tile, (rows, group, LANES)), (0, 2, 1))
+    return groups
+
+
+@triton.jit
 def add_terms(top, total, z):
-    """(largest logit so far, sum of exp(z - largest)) of each lane, with one logit more."""
-    higher = tl.maximum(top, without_nan(z))
-    total = rescaled(total, top, higher)
-    term = tl.where(z == float("-inf"), 0.0, exp_nonpositive(z - higher))
-    return higher, total + term, term
+    """(largest logit so far, sum of exp(z - largest)) of each lane with a group of logits more, z (rows, lanes, group),
+    and what each of these added."""
+    higher = tl.maximum(top, tl.max(without_nan(z), axis=2))
+    term = tl.where(z == float("-inf"), 0.0, exp_nonpositive(z - higher[:, :, None]))
+    return higher, rescaled(total, top, higher) + tl.sum(term, axis=2), term
 
 
 @triton.jit

@@ -60,17 +60,28 @@ def counter_of(index, WIDE: tl.constexpr):
 
 
 @triton.jit
+def offsets(at, channels, places, WIDE: tl.constexpr):
+    """What an element is indexed by, in 32 bits unless WIDE."""
+    if not WIDE:
+        at = at.to(tl.int32)
+        channels = channels.to(tl.int32)
+        places = places.to(tl.int32)
+    return at, channels, places
+
+
+@triton.jit
 def words_of(seed, key, first, channels, places, LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """The word of each of the BLOCK elements from offset `first` (a multiple of 4) of a row."""
     if LAST:
-        at = first + tl.arange(0, BLOCK)
-        if not WIDE:
-            at = at.to(tl.int32)
-            channels = channels.to(tl.int32)
-            places = places.to(tl.int32)
-        index = logical_index(at, channels, places, LAST)
-        a, b, c, d = philox(seed, key, counter_of(index, WIDE))
-        words = one_of_four(index, a, b, c, d)
+        # of every four elements one after the other: four chains of Philox at once take twice the registers
+        place = tl.arange(0, 4)[None, :]
+        words = tl.zeros((BLOCK // 4, 4), tl.uint32)
+        at, channels, places = offsets(first + 4 * tl.arange(0, BLOCK // 4), channels, places, WIDE)
+        for each in tl.range(0, 4, loop_unroll_factor=1):
+            index = logical_index(at + each, channels, places, LAST)
+            a, b, c, d = philox(seed, key, counter_of(index, WIDE))
+            words = tl.where(place == each, one_of_four(index, a, b, c, d)[:, None], words)
+        words = tl.reshape(words, (BLOCK,))
     else:
         a, b, c, d = philox(seed, key, first // 4 + tl.arange(0, BLOCK // 4))
         words = four_in_a_row(a, b, c, d)
@@ -81,11 +92,7 @@ def words_of(seed, key, first, channels, places, LAST: tl.constexpr, WIDE: tl.co
 def normals_of(seed, key, first, channels, places, LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """The standard normal of each of those elements, fp64."""
     if LAST:
-        at = first + tl.arange(0, BLOCK)
-        if not WIDE:
-            at = at.to(tl.int32)
-            channels = channels.to(tl.int32)
-            places = places.to(tl.int32)
+        at, channels, places = offsets(first + tl.arange(0, BLOCK), channels, places, WIDE)
         index = logical_index(at, channels, places, LAST)
         a, b, c, d = philox(seed, key, counter_of(index, WIDE))
         second = (index & 2) == 2
@@ -168,11 +175,7 @@ def linf_start(
 
     channel = within
     if EACH_LOW or EACH_HIGH:
-        at = first + within
-        if not WIDE:
-            at = at.to(tl.int32)
-            channels = channels.to(tl.int32)
-            places = places.to(tl.int32)
+        at, channels, places = offsets(first + within, channels, places, WIDE)
         channel = channel_of(at, channels, places, LAST)
     low = lower_bound(clip_min, channel, inside, EACH_LOW, clean.dtype)
     high = upper_bound(clip_max, channel, inside, EACH_HIGH, clean.dtype)
@@ -254,11 +257,7 @@ def scaled_start(
     clean = tl.load(x + (sample * size + first) + within, mask=inside, other=0)
     channel = within
     if EACH_LOW or EACH_HIGH:
-        at = first + within
-        if not WIDE:
-            at = at.to(tl.int32)
-            channels = channels.to(tl.int32)
-            places = places.to(tl.int32)
+        at, channels, places = offsets(first + within, channels, places, WIDE)
         channel = channel_of(at, channels, places, LAST)
     low = lower_bound(clip_min, channel, inside, EACH_LOW, clean.dtype)
     high = upper_bound(clip_max, channel, inside, EACH_HIGH, clean.dtype)

@@ -56,13 +56,12 @@ def warps(elements: int, per_thread: int, most: int = 16) -> int:
     return min(max(elements // (size * per_thread), 1), most)
 
 
-def at_most(registers: int, until: int = 1000) -> dict[str, Any]:
-    """A limit on the registers of a thread, where the compiler takes one, for kernels that fit into it unspilled; none
-    beyond compute capability `until` (9.0 is 90)."""
+def at_most(registers: int) -> dict[str, Any]:
+    """A limit on the registers of a thread, where the compiler takes one, for kernels that fit into it unspilled."""
     if triton.knobs.runtime.interpret:
         return {}
     target = triton.runtime.driver.active.get_current_target()
-    return {"maxnreg": registers} if target.backend == "cuda" and int(target.arch) <= until else {}
+    return {"maxnreg": registers} if target.backend == "cuda" else {}
 
 
 def per_channel(bound: Tensor | None) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .logits import (
     add_terms,
     columns_from,
+    in_groups,
     inverse_of,
     joined_terms,
     label_of,
@@ -106,15 +107,18 @@ def cross_entropy_in_chunks(
     row, there = rows_here(count, ROWS)
     sample = sample_of(ids, row, there, samples)
     label = label_of(target, sample, classes)
-    tops = tl.full((ROWS, COLUMNS), float("-inf"), T)
-    totals = tl.zeros((ROWS, COLUMNS), T)
-    firsts = tl.zeros((ROWS, COLUMNS), tl.int32) + tl.arange(0, COLUMNS)[None, :]
+    LANES: tl.constexpr = COLUMNS // (2 if T == tl.float64 else 4)  # a thread each
+    tops = tl.full((ROWS, LANES), float("-inf"), T)
+    totals = tl.zeros((ROWS, LANES), T)
+    firsts = tl.zeros((ROWS, LANES), tl.int32)  # where the largest logit stands first; -1 from a NaN on
     for start in range(0, classes, COLUMNS):
         column, inside = columns_from(start, classes, there, COLUMNS)
-        z = logits_at(logits, row, column, inside, classes)
-        firsts = tl.where((z > tops) & (firsts >= 0), column, firsts)
-        firsts = tl.where(z == z, firsts, -1)  # and so it stays
+        z = in_groups(logits_at(logits, row, column, inside, classes), LANES, ALIGNED)
+        before = tops
         tops, totals, _ = add_terms(tops, totals, z)
+        first = tl.min(tl.where(z == tops[:, :, None], in_groups(column, LANES, ALIGNED), classes), axis=2)
+        firsts = tl.where((tops > before) & (firsts >= 0), first, firsts)
+        firsts = tl.where(tl.max((z != z).to(tl.int32), axis=2) == 0, firsts, -1)
     top, total = joined_terms(tops, totals)
     own = one_logit(logits, row, label, label >= 0, classes)
     first = tl.min(tl.where(tops == top[:, None], firsts, classes), axis=1)

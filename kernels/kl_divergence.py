@@ -12,9 +12,9 @@ from torch import Tensor
 from .logits import (
     add_terms,
     columns_from,
-    in_groups,
     inverse_of,
     joined_terms,
+    lanes_of,
     log_of,
     logits_at,
     rescaled,
@@ -125,8 +125,8 @@ def divergence_in_chunks(
     for start in range(0, classes, COLUMNS):
         column, inside = columns_from(start, classes, there, COLUMNS)
         _, known = columns_from(start, classes, real, COLUMNS)
-        z = in_groups(logits_at(clean, sample, column, known, classes), LANES, ALIGNED)
-        w = in_groups(logits_at(adv, row, column, inside, classes), LANES, ALIGNED)
+        z = lanes_of(logits_at(clean, sample, column, known, classes), LANES, ALIGNED)
+        w = lanes_of(logits_at(adv, row, column, inside, classes), LANES, ALIGNED)
         before_p = tops_p
         before_q = tops_q
         mass = totals_p

@@ -92,8 +92,8 @@ def rescaled(total, before, after):
 
 
 @triton.jit
-def in_groups(tile, LANES: tl.constexpr, ALIGNED: tl.constexpr):
-    """A chunk as (rows, lanes, group), each group in one thread: neighbours where loads are wide, else what lies LANES
+def lanes_of(tile, LANES: tl.constexpr, ALIGNED: tl.constexpr):
+    """A tile as (rows, lanes, group), each group in one thread: neighbours where loads are wide, else what lies LANES
     apart."""
     rows: tl.constexpr = tile.shape[0]
     group: tl.constexpr = tile.shape[1] // LANES

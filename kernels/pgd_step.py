@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import arrivals, pgd_step_l1, pgd_step_l2
+from . import arrivals, pgd_step_l1, pgd_step_l1_long, pgd_step_l2
 from .arrivals import flag_row
 from .rounding import into_ball_and_box, wide
 from .rows import (
@@ -125,7 +125,8 @@ def launch(
         elif p == 2.0:
             pgd_step_l2.launch(x, x_adv, grad, eps, alpha, clip_min, clip_max, rows, ids, next, nonfinite)
         else:
-            pgd_step_l1.launch(x, x_adv, grad, eps, alpha, clip_min, clip_max, rows, ids, topk, next, nonfinite)
+            l1 = pgd_step_l1 if math.prod(x.shape[1:]) <= pgd_step_l1.ON_CHIP else pgd_step_l1_long
+            l1.launch(x, x_adv, grad, eps, alpha, clip_min, clip_max, rows, ids, topk, next, nonfinite)
 
 
 def launch_linf(

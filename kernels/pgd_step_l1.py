@@ -1,12 +1,11 @@
 """The L1 step: alpha shared by the largest gradients, then the exact projection onto ball and box (Croce & Hein 2021).
 
-One launch, one program per row. Two searches find which elements move and how much all are shrunk; a row that fits on
-chip is read once, a larger one once per pass of a search.
+Of rows that fit on chip: one launch, one program per row, which is read once. Two searches find which elements move and
+how much all are shrunk. Longer rows: pgd_step_l1_long.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -30,7 +29,6 @@ from .rows import (
 )
 
 ON_CHIP = 4096  # elements of a row that one program holds
-CHUNK = 2048  # elements that it looks at at a time otherwise; half as many of fp64
 
 
 @triton.jit
@@ -69,8 +67,8 @@ def displacement(clean, here, slope, moves, share):
 @triton.jit
 def room_of(clean, delta, low, high):
     """How far an element can go before it leaves the box, on the side of its displacement."""
-    clean = clean.to(tl.float64)
-    room = tl.where(delta > 0, high.to(tl.float64) - clean, clean - low.to(tl.float64))
+    room = tl.where(delta > 0, high, low).to(tl.float64) - clean.to(tl.float64)
+    room = tl.where(delta > 0, room, -room)
     return tl.where(room > 0, room, 0.0)
 
 
@@ -84,8 +82,8 @@ def kept_of(magnitude, shrink, room):
 
 @triton.jit
 def falls(magnitude, shrink, room):
-    """1 where more shrinking than this shortens the element."""
-    return ((magnitude > shrink) & (magnitude - shrink <= room)).to(tl.float64)
+    """Where more shrinking than this shortens the element."""
+    return (magnitude > shrink) & (magnitude - shrink <= room)
 
 
 @triton.jit
@@ -97,12 +95,11 @@ def next_probe(below, above, mass_below, mass_above, falling, limit, passes):
     at two neighbours, whatever the magnitudes. Answers `above` when nothing is left to look at.
     """
     aim = limit * (1 - 2.0**-32)
-    newton = below + (mass_below - aim) / falling
-    chord = below + (mass_below - aim) * ((above - below) / (mass_below - mass_above))
     which = passes % 3
-    probe = tl.where(which == 1, newton, tl.where(which == 2, chord, below))
-    middle = below + (above - below) / 2
-    probe = tl.where((probe > below) & (probe < above), probe, middle)
+    newton = which == 1
+    ratio = tl.where(newton, mass_below - aim, above - below) / tl.where(newton, falling, mass_below - mass_above)
+    probe = below + tl.where(newton, ratio, (mass_below - aim) * ratio)
+    probe = tl.where((which != 0) & (probe > below) & (probe < above), probe, below + (above - below) * 0.5)
     least = bits_of(below)
     most = bits_of(above)
     halved = tl.where(most - least > 1, (least + ((most - least) >> 1)).to(tl.float64, bitcast=True), above)
@@ -137,7 +134,6 @@ def l1_step(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A row on chip."""
     size = rows_of(size, ALIGNED)
     row = tl.program_id(0).to(tl.int64)
     sample = entry(ids, row, samples)
@@ -201,7 +197,7 @@ def l1_step(
     upper = tl.max(magnitude, axis=0)
     mass_below = tl.sum(kept, axis=0)
     mass_above = tl.full((), 0.0, tl.float64)
-    falling = tl.sum(falls(magnitude, 0.0, room), axis=0)
+    falling = tl.sum(falls(magnitude, 0.0, room).to(tl.float64), axis=0)
     shrink = below
     passes = tl.full((), 1, tl.int32)
     searching = (mass_below <= limit) == 0
@@ -209,7 +205,7 @@ def l1_step(
         shrink = next_probe(below, upper, mass_below, mass_above, falling, limit, passes)
         mass = tl.sum(kept_of(magnitude, shrink, room), axis=0)
         inner = mass <= limit
-        falling = tl.where(inner, falling, tl.sum(falls(magnitude, shrink, room), axis=0))
+        falling = tl.where(inner, falling, tl.sum(falls(magnitude, shrink, room).to(tl.float64), axis=0))
         searching = ((inner == 0) | (limit - mass > limit * 2.0**-30)) & (shrink < upper)
         below = tl.where(inner, below, shrink)
         mass_below = tl.where(inner, mass_below, mass)
@@ -219,196 +215,6 @@ def l1_step(
     kept = kept_of(magnitude, shrink, room)
     point = project_point(clean, tl.where(delta > 0, kept, -kept), low, high)
     tl.store(next + row * size + at, point, mask=inside)
-
-
-@triton.jit
-def keys_of(grad_row, first, length, BLOCK: tl.constexpr):
-    """The keys of a chunk, -1 behind the end of the row."""
-    within = tl.arange(0, BLOCK)
-    inside = within < tl.minimum(length - first, BLOCK).to(tl.int32)
-    slope = wide(tl.load(grad_row + first + within, mask=inside, other=0))
-    return tl.where(inside, magnitude_key(slope), -1)
-
-
-@triton.jit
-def largest_key(grad_row, length, KEY: tl.constexpr, BLOCK: tl.constexpr):
-    most = tl.full((BLOCK,), -1, KEY)
-    for first in range(0, length, BLOCK):
-        most = tl.maximum(most, keys_of(grad_row, first, length, BLOCK))
-    return tl.max(most, axis=0)
-
-
-@triton.jit
-def count_from(grad_row, probe, length, BLOCK: tl.constexpr):
-    """How many keys of a row are >= probe."""
-    counts = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, length, BLOCK):
-        counts += (keys_of(grad_row, first, length, BLOCK) >= probe).to(tl.int32)
-    return tl.sum(counts.to(tl.int64), axis=0)
-
-
-@triton.jit
-def index_of(first, channels, places, LAST: tl.constexpr, BLOCK: tl.constexpr):
-    return logical_index(first + tl.arange(0, BLOCK).to(tl.int64), channels, places, LAST)
-
-
-@triton.jit
-def count_tied(grad_row, threshold, probe, length, channels, places, LAST: tl.constexpr, BLOCK: tl.constexpr):
-    """How many keys are `threshold`, with a row-major index <= probe."""
-    counts = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, length, BLOCK):
-        key = keys_of(grad_row, first, length, BLOCK)
-        counts += ((key == threshold) & (index_of(first, channels, places, LAST, BLOCK) <= probe)).to(tl.int32)
-    return tl.sum(counts.to(tl.int64), axis=0)
-
-
-@triton.jit
-def chunk_of(
-    clean_row, here_row, grad_row, clip_min, clip_max, first, length, channels, places, threshold, last, share,
-    EACH_LOW: tl.constexpr, EACH_HIGH: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """(inside, clean, displacement, room, low, high) of a chunk."""
-    within = tl.arange(0, BLOCK)
-    inside = within < tl.minimum(length - first, BLOCK).to(tl.int32)
-    clean = tl.load(clean_row + first + within, mask=inside, other=0)
-    here = tl.load(here_row + first + within, mask=inside, other=0)
-    slope = wide(tl.load(grad_row + first + within, mask=inside, other=0))
-    channel = within
-    if EACH_LOW or EACH_HIGH:
-        channel = channel_of(first + within.to(tl.int64), channels, places, LAST)
-    low = lower_bound(clip_min, channel, inside, EACH_LOW, clean.dtype)
-    high = upper_bound(clip_max, channel, inside, EACH_HIGH, clean.dtype)
-    moves = chosen(magnitude_key(slope), index_of(first, channels, places, LAST, BLOCK), threshold, last)
-    delta = tl.where(inside, displacement(clean, here, slope, moves, share), 0.0)
-    return inside, clean, delta, room_of(clean, delta, low, high), low, high
-
-
-@triton.jit(do_not_specialize=["samples", "slots", "size", "channels", "places", "topk"])
-def l1_step_in_chunks(
-    x,
-    x_adv,
-    grad,
-    eps,
-    alpha,
-    clip_min,
-    clip_max,
-    rows,
-    ids,
-    next,
-    nonfinite,
-    samples: tl.int64,
-    slots: tl.int64,
-    size: tl.int64,
-    channels: tl.int64,
-    places: tl.int64,
-    topk: tl.int64,
-    EACH_EPS: tl.constexpr,
-    EACH_ALPHA: tl.constexpr,
-    EACH_LOW: tl.constexpr,
-    EACH_HIGH: tl.constexpr,
-    LAST: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """A row of any length, read once per pass."""
-    size = rows_of(size, ALIGNED)
-    row = tl.program_id(0).to(tl.int64)
-    sample = entry(ids, row, samples)
-    slot = entry(rows, row, slots)
-    real = (sample >= 0) & (slot >= 0)
-    length = tl.where(real, size, 0)
-    clean_row = x + sample * size
-    here_row = x_adv + slot * size
-    grad_row = grad + slot * size
-    KEY: tl.constexpr = tl.int64 if grad.dtype.element_ty == tl.float64 else tl.int32
-
-    largest = largest_key(grad_row, length, KEY, BLOCK)
-    bad = is_infinite(largest)
-    tl.store(nonfinite + row, bad)
-    threshold = largest * 0
-    beyond = tl.where(bad, threshold, largest + 1)
-    whole = bad
-    while (whole == 0) & (beyond - threshold > 1):
-        probe = threshold + ((beyond - threshold) >> 1)
-        count = count_from(grad_row, probe, length, BLOCK)
-        threshold = tl.where(count >= topk, probe, threshold)
-        beyond = tl.where(count >= topk, beyond, probe)
-        whole = count == topk
-
-    above = count_from(grad_row, threshold + 1, length, BLOCK)
-    equal = count_from(grad_row, threshold, length, BLOCK) - above
-    tied = tl.minimum(topk - above, equal)
-    last = size
-    if threshold == 0:
-        last = tl.full((), -1, tl.int64)
-        tied = tl.full((), 0, tl.int64)
-    elif tied < equal:
-        behind = tl.full((), -1, tl.int64)
-        while last - behind > 1:
-            middle = behind + ((last - behind) >> 1)
-            before = count_tied(grad_row, threshold, middle, length, channels, places, LAST, BLOCK)
-            behind = tl.where(before >= tied, behind, middle)
-            last = tl.where(before >= tied, middle, last)
-    step = of_sample(alpha, sample, real, EACH_ALPHA).to(tl.float64)
-    share = tl.where(bad, 0.0, step / tl.maximum(above + tied, 1).to(tl.float64))
-
-    limit = inner_radius(of_sample(eps, sample, real, EACH_EPS))
-    below = tl.full((), 0.0, tl.float64)
-    upper = tl.full((), 0.0, tl.float64)
-    mass_below = tl.full((), 0.0, tl.float64)
-    mass_above = tl.full((), 0.0, tl.float64)
-    falling = tl.full((), 0.0, tl.float64)
-    shrink = below
-    passes = tl.full((), 0, tl.int32)
-    searching = passes == 0
-    while searching:
-        if passes > 0:
-            shrink = next_probe(below, upper, mass_below, mass_above, falling, limit, passes)
-        masses = tl.zeros((BLOCK,), tl.float64)
-        carries = tl.zeros((BLOCK,), tl.float64)
-        falls_here = tl.zeros((BLOCK,), tl.float64)
-        most = tl.zeros((BLOCK,), tl.float64)
-        for first in range(0, length, BLOCK):
-            inside, clean, delta, room, low, high = chunk_of(
-                clean_row, here_row, grad_row, clip_min, clip_max, first, length, channels, places, threshold, last,
-                share, EACH_LOW, EACH_HIGH, LAST, BLOCK,
-            )  # fmt: skip
-            magnitude = tl.abs(delta)
-            kept = tl.where(inside, kept_of(magnitude, shrink, room), 0.0)
-            falls_here += tl.where(inside, falls(magnitude, shrink, room), 0.0)
-            most = tl.where(magnitude > most, magnitude, most)
-            if clean.dtype == tl.float64:  # a margin of 2^-48 asks for compensated sums over many chunks
-                summand = kept - carries
-                sum = masses + summand
-                carries = (sum - masses) - summand
-                masses = sum
-            else:
-                masses += kept
-        mass = tl.sum(masses, axis=0)
-        inner = mass <= limit
-        if passes == 0:
-            upper = tl.max(most, axis=0)
-            searching = inner == 0
-            mass_below = mass
-            falling = tl.sum(falls_here, axis=0)
-        else:
-            searching = ((inner == 0) | (limit - mass > limit * 2.0**-30)) & (shrink < upper)
-            below = tl.where(inner, below, shrink)
-            mass_below = tl.where(inner, mass_below, mass)
-            falling = tl.where(inner, falling, tl.sum(falls_here, axis=0))
-            upper = tl.where(inner, shrink, upper)
-            mass_above = tl.where(inner, mass, mass_above)
-        passes += 1
-
-    next_row = next + row * size
-    for first in range(0, length, BLOCK):
-        inside, clean, delta, room, low, high = chunk_of(
-            clean_row, here_row, grad_row, clip_min, clip_max, first, length, channels, places, threshold, last,
-            share, EACH_LOW, EACH_HIGH, LAST, BLOCK,
-        )  # fmt: skip
-        kept = kept_of(tl.abs(delta), shrink, room)
-        point = project_point(clean, tl.where(delta > 0, kept, -kept), low, high)
-        tl.store(next_row + first + tl.arange(0, BLOCK), point, mask=inside)
 
 
 def launch(
@@ -427,9 +233,8 @@ def launch(
 ) -> None:
     """One launch."""
     shape = RowShape.of(x)
-    fits, narrow = shape.size <= ON_CHIP, torch.float64 in (x.dtype, grad.dtype)
-    block = tile(shape.size, 128, ON_CHIP) if fits else CHUNK // 2 if narrow else CHUNK
-    (l1_step if fits else l1_step_in_chunks)[(next.shape[0],)](
+    block = tile(shape.size, 128, ON_CHIP)
+    l1_step[(next.shape[0],)](
         x,
         x_adv,
         grad,
@@ -454,6 +259,6 @@ def launch(
         LAST=shape.last,
         ALIGNED=aligned(shape.size, x, x_adv, grad, next),
         BLOCK=block,
-        num_warps=warps(block, 8 if fits else 2 if narrow else 4),
+        num_warps=warps(block, 8),
         **LAUNCH,
     )

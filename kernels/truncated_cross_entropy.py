@@ -14,10 +14,10 @@ from torch import Tensor
 from .logits import (
     add_terms,
     columns_from,
-    in_groups,
     inverse_of,
     joined_terms,
     label_of,
+    lanes_of,
     log_of,
     logits_at,
     one_logit,
@@ -113,10 +113,10 @@ def cross_entropy_in_chunks(
     firsts = tl.zeros((ROWS, LANES), tl.int32)  # where the largest logit stands first; -1 from a NaN on
     for start in range(0, classes, COLUMNS):
         column, inside = columns_from(start, classes, there, COLUMNS)
-        z = in_groups(logits_at(logits, row, column, inside, classes), LANES, ALIGNED)
+        z = lanes_of(logits_at(logits, row, column, inside, classes), LANES, ALIGNED)
         before = tops
         tops, totals, _ = add_terms(tops, totals, z)
-        first = tl.min(tl.where(z == tops[:, :, None], in_groups(column, LANES, ALIGNED), classes), axis=2)
+        first = tl.min(tl.where(z == tops[:, :, None], lanes_of(column, LANES, ALIGNED), classes), axis=2)
         firsts = tl.where((tops > before) & (firsts >= 0), first, firsts)
         firsts = tl.where(tl.max((z != z).to(tl.int32), axis=2) == 0, firsts, -1)
     top, total = joined_terms(tops, totals)

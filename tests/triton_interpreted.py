@@ -43,9 +43,9 @@ BLOCKS: dict[str, list[dict[str, int]]] = {
     ],
     "pgd_step": [
         {"pgd_step.SEGMENT": 32, "pgd_step_l2.ON_CHIP": 32, "pgd_step_l2.SEGMENT": 32, "pgd_step_l2.PARTS": 2}
-        | {"pgd_step_l1.ON_CHIP": 32, "pgd_step_l1.CHUNK": 32},
+        | {"pgd_step_l1.ON_CHIP": 32, "pgd_step_l1_long.CHUNK": 32},
         {"pgd_step.SEGMENT": 256, "pgd_step_l2.ON_CHIP": 512, "pgd_step_l2.SEGMENT": 256}
-        | {"pgd_step_l1.ON_CHIP": 512, "pgd_step_l1.CHUNK": 256},
+        | {"pgd_step_l1.ON_CHIP": 512, "pgd_step_l1_long.CHUNK": 256, "pgd_step_l1_long.WIDE": 0},
     ],
     "truncated_cross_entropy": [
         {"truncated_cross_entropy.ON_CHIP": 8, "truncated_cross_entropy.CHUNK": 8},

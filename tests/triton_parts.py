@@ -380,9 +380,8 @@ def _sizes(package: str) -> str | None:
             warps = [rows.warps(*of) for of in ((1024, 8), (16, 8), (2**20, 8), (2**20, 8, 2))]
             if warps != [most, 1, 16, 2]:
                 return f"warps of {threads} threads: {warps}"
-            found.append([rows.at_most(40), rows.at_most(40, until=90)])
-    limit = {"maxnreg": 40}
-    if found != [[limit, limit], [limit, limit], [limit, {}], [{}, {}]]:
+            found.append(rows.at_most(40))
+    if found != [{"maxnreg": 40}] * 3 + [{}]:
         return f"limits on registers: {found}"
     if (rows.at_most(40), rows.warps(2**20, 8)) != ({}, 1):
         return "the interpreter has neither registers nor warps"
@@ -548,7 +547,7 @@ def _l1_elements(package: str) -> str | None:
         return f"rooms: {rooms}"
     magnitude, room = torch.tensor([3.0, 3, 1, 0.5, NAN, 2]).double(), torch.tensor([1.0, 2, 1, 1, 1, 0]).double()
     kept = mapped(lambda m, r: l1.kept_of(m, 1.0, r), [magnitude, room], F64)[0].tolist()
-    falls = mapped(lambda m, r: l1.falls(m, 1.0, r), [magnitude, room], F64)[0].tolist()
+    falls = mapped(lambda m, r: l1.falls(m, 1.0, r).to(tl.int32), [magnitude, room], torch.int32)[0].tolist()
     if kept != [1, 2, 0, 0, 0, 0] or falls != [0, 1, 0, 0, 0, 0]:
         return f"kept {kept}, falls {falls}"
     here, up = torch.tensor([1.0, 1, 1, 1]).double(), torch.tensor([True, True, False, True])
@@ -827,7 +826,8 @@ BLOCKS = {
     "logits": ("SMALL",),
     "retire": ("SEGMENT", "SCAN"),
     "pgd_step": ("SEGMENT",),
-    "pgd_step_l1": ("ON_CHIP", "CHUNK"),
+    "pgd_step_l1": ("ON_CHIP",),
+    "pgd_step_l1_long": ("CHUNK",),
     "pgd_step_l2": ("ON_CHIP", "SEGMENT", "PARTS"),
     "random_start": ("SEGMENT", "ON_CHIP", "PARTS"),
     "rows": ("VECTOR",),

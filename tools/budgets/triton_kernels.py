@@ -26,7 +26,7 @@ SHORT = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", t
 NORMS = {math.inf: "Linf", 2.0: "L2", 1.0: "L1"}
 
 # Kernels that hold no row on chip, and those that do so only where it is short enough.
-STREAMING = ("linf_step", "linf_start", "noise_mass", "l2_segment", "retire")
+STREAMING = ("linf_step", "linf_start", "noise_mass", "l1_segment", "l2_segment", "retire")
 HOLDS_UP_TO = {"scaled_start": 4096, "margin": 8192}
 
 MOVE = re.compile(r"tt\.(load|store) (%[\w$.]+)[^\n]*?: tensor<((?:\d+x)+)!tt\.ptr<(\w+)>")

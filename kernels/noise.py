@@ -7,10 +7,21 @@ from .maths import log_positive, root, turn
 
 
 @triton.jit
-def philox(seed, key, block):
+def philox_round(c0, c1, c2, c3, key0, key1):
+    """The counter and the key after a round more."""
+    first = c0.to(tl.uint64) * 0xD2511F53
+    second = c2.to(tl.uint64) * 0xCD9E8D57
+    c0 = (second >> 32).to(tl.uint32) ^ c1 ^ key0
+    c2 = (first >> 32).to(tl.uint32) ^ c3 ^ key1
+    return c0, second.to(tl.uint32), c2, first.to(tl.uint32), key0 + 0x9E3779B9, key1 + 0xBB67AE85
+
+
+@triton.jit
+def philox(seed, key, block, ROLLED: tl.constexpr = False):
     """The four words of a counter block, Philox-4x32-10 (Salmon et al. 2011): element e has word e % 4 of block e // 4.
 
-    key = (seed lo, seed hi), counter = (block lo, block hi, sample key lo, sample key hi); all int64.
+    key = (seed lo, seed hi), counter = (block lo, block hi, sample key lo, sample key hi); all int64. ROLLED: the
+    rounds stay a loop, for a compiler would otherwise keep the keys of all ten from one call to the next.
     """
     key0 = (seed & 0xFFFFFFFF).to(tl.uint32)
     key1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
@@ -18,15 +29,12 @@ def philox(seed, key, block):
     c1 = ((block >> 32) & 0xFFFFFFFF).to(tl.uint32)
     c2 = tl.zeros_like(c0) + (key & 0xFFFFFFFF).to(tl.uint32)
     c3 = tl.zeros_like(c0) + ((key >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    for _ in tl.static_range(10):
-        first = c0.to(tl.uint64) * 0xD2511F53
-        second = c2.to(tl.uint64) * 0xCD9E8D57
-        c0 = (second >> 32).to(tl.uint32) ^ c1 ^ key0
-        c2 = (first >> 32).to(tl.uint32) ^ c3 ^ key1
-        c1 = second.to(tl.uint32)
-        c3 = first.to(tl.uint32)
-        key0 = key0 + 0x9E3779B9
-        key1 = key1 + 0xBB67AE85
+    if ROLLED:
+        for _ in tl.range(0, 10, loop_unroll_factor=1):
+            c0, c1, c2, c3, key0, key1 = philox_round(c0, c1, c2, c3, key0, key1)
+    else:
+        for _ in tl.static_range(10):
+            c0, c1, c2, c3, key0, key1 = philox_round(c0, c1, c2, c3, key0, key1)
     return c0, c1, c2, c3
 
 

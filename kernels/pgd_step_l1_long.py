@@ -400,7 +400,7 @@ def launch(
         "ALIGNED": aligned(shape.size, x, x_adv, grad, next),
         "BLOCK": block,
         "num_warps": warps(block, each),
-        **at_most(40),
+        **({} if shape.last else at_most(40)),  # the channels of a chunk would be spilled
         **LAUNCH,
     }
     search = {"WIDE": shape.size >= WIDE, "LANES": block // each}

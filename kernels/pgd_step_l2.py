@@ -220,9 +220,9 @@ def l2_segment(
         radius = of_sample(eps, sample, real, EACH_EPS)
         delta_unit, length = joined_norm(delta_units, delta_squares, row, segments, SAFE_DELTA, PARTS)
         scale = scale_into_ball(radius, delta_unit, length)
-    slope = wide(tl.load(grad + (slot * size + first) + within, mask=inside, other=0))
+    slope = wide(tl.load(grad + (slot * size + first) + within, mask=inside, other=0)).to(tl.float64)
     if PHASE == 0:
-        unit, squares = squares_of(slope.to(tl.float64), SAFE_GRAD)
+        unit, squares = squares_of(slope, SAFE_GRAD)
         tl.store(grad_units + row * segments + segment, unit)
         tl.store(grad_squares + row * segments + segment, squares)
     else:

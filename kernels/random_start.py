@@ -70,18 +70,44 @@ def offsets(at, channels, places, WIDE: tl.constexpr):
 
 
 @triton.jit
+def word_at(seed, key, index, WIDE: tl.constexpr, ROLLED: tl.constexpr = False):
+    a, b, c, d = philox(seed, key, counter_of(index, WIDE), ROLLED)
+    return one_of_four(index, a, b, c, d)
+
+
+@triton.jit
+def normal_at(seed, key, index, WIDE: tl.constexpr):
+    a, b, c, d = philox(seed, key, counter_of(index, WIDE))
+    second = (index & 2) == 2
+    even, odd = normal_pair(tl.where(second, c, a), tl.where(second, d, b))
+    return tl.where((index & 1) == 1, odd, even)
+
+
+@triton.jit
+def exponential_at(seed, key, index, WIDE: tl.constexpr):
+    return signed_exponential(word_at(seed, key, index, WIDE, True))
+
+
+@triton.jit
+def one_by_one(
+    noise_at: tl.constexpr, T: tl.constexpr, seed, key, first, channels, places, WIDE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """What `noise_at` makes, in T, of the BLOCK elements from offset `first` of a row in channels_last: of every four
+    one after the other, since four chains of Philox at once take twice the registers."""
+    place = tl.arange(0, 4)[None, :]
+    made = tl.zeros((BLOCK // 4, 4), T)
+    at, channels, places = offsets(first + 4 * tl.arange(0, BLOCK // 4), channels, places, WIDE)
+    for each in tl.range(0, 4, loop_unroll_factor=1):
+        own = noise_at(seed, key, logical_index(at + each, channels, places, True), WIDE)
+        made = tl.where(place == each, own[:, None], made)
+    return tl.reshape(made, (BLOCK,))
+
+
+@triton.jit
 def words_of(seed, key, first, channels, places, LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """The word of each of the BLOCK elements from offset `first` (a multiple of 4) of a row."""
     if LAST:
-        # of every four elements one after the other: four chains of Philox at once take twice the registers
-        place = tl.arange(0, 4)[None, :]
-        words = tl.zeros((BLOCK // 4, 4), tl.uint32)
-        at, channels, places = offsets(first + 4 * tl.arange(0, BLOCK // 4), channels, places, WIDE)
-        for each in tl.range(0, 4, loop_unroll_factor=1):
-            index = logical_index(at + each, channels, places, LAST)
-            a, b, c, d = philox(seed, key, counter_of(index, WIDE))
-            words = tl.where(place == each, one_of_four(index, a, b, c, d)[:, None], words)
-        words = tl.reshape(words, (BLOCK,))
+        words = one_by_one(word_at, tl.uint32, seed, key, first, channels, places, WIDE, BLOCK)
     else:
         a, b, c, d = philox(seed, key, first // 4 + tl.arange(0, BLOCK // 4))
         words = four_in_a_row(a, b, c, d)
@@ -92,12 +118,7 @@ def words_of(seed, key, first, channels, places, LAST: tl.constexpr, WIDE: tl.co
 def normals_of(seed, key, first, channels, places, LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """The standard normal of each of those elements, fp64."""
     if LAST:
-        at, channels, places = offsets(first + tl.arange(0, BLOCK), channels, places, WIDE)
-        index = logical_index(at, channels, places, LAST)
-        a, b, c, d = philox(seed, key, counter_of(index, WIDE))
-        second = (index & 2) == 2
-        even, odd = normal_pair(tl.where(second, c, a), tl.where(second, d, b))
-        normals = tl.where((index & 1) == 1, odd, even)
+        normals = one_by_one(normal_at, tl.float64, seed, key, first, channels, places, WIDE, BLOCK)
     else:
         a, b, c, d = philox(seed, key, first // 4 + tl.arange(0, BLOCK // 4))
         n0, n1 = normal_pair(a, b)
@@ -113,6 +134,8 @@ def noise_of(
     """The direction of an L2 or an L1 start, not yet scaled."""
     if L2:
         noise = normals_of(seed, key, first, channels, places, LAST, WIDE, BLOCK)
+    elif LAST:
+        noise = one_by_one(exponential_at, tl.float64, seed, key, first, channels, places, WIDE, BLOCK)
     else:
         noise = signed_exponential(words_of(seed, key, first, channels, places, LAST, WIDE, BLOCK))
     return noise
@@ -128,7 +151,7 @@ def mass_of(noise, inside, L2: tl.constexpr):
 @triton.jit
 def scale_of(seed, key, mass, radius, size, L2: tl.constexpr):
     """What makes of the direction a uniform point of the ball, from the word that the row shares."""
-    word, _, _, _ = philox(seed, key, tl.full((), RADIUS_BLOCK, tl.int64))
+    word, _, _, _ = philox(seed, key, tl.full((), RADIUS_BLOCK, tl.int64), True)
     logarithm = log_positive(uniform(word, tl.float64))
     if L2:
         # u^(1/size): the share of the radius
@@ -245,7 +268,7 @@ def scaled_start(
     seed = tl.load(seed)
     if masses is None:
         noise = noise_of(seed, key, first, channels, places, L2, LAST, WIDE, BLOCK)
-        scale = scale_of(seed, key, mass_of(noise, inside, L2), radius, size, L2)
+        noise = noise * scale_of(seed, key, mass_of(noise, inside, L2), radius, size, L2)
     else:
         # the length first: it needs many registers, and so do the elements of the row
         mass = tl.full((), 0.0, tl.float64)
@@ -253,7 +276,7 @@ def scaled_start(
             at_part = part + tl.arange(0, PARTS)
             mass += tl.sum(tl.load(masses + row * segments + at_part, mask=at_part < segments, other=0), axis=0)
         scale = scale_of(seed, key, mass, radius, size, L2)
-        noise = noise_of(seed, key, first, channels, places, L2, LAST, WIDE, BLOCK)
+        noise = scale * noise_of(seed, key, first, channels, places, L2, LAST, WIDE, BLOCK)
     clean = tl.load(x + (sample * size + first) + within, mask=inside, other=0)
     channel = within
     if EACH_LOW or EACH_HIGH:
@@ -261,7 +284,7 @@ def scaled_start(
         channel = channel_of(at, channels, places, LAST)
     low = lower_bound(clip_min, channel, inside, EACH_LOW, clean.dtype)
     high = upper_bound(clip_max, channel, inside, EACH_HIGH, clean.dtype)
-    tl.store(start + (row * size + first) + within, project_point(clean, noise * scale, low, high), mask=inside)
+    tl.store(start + (row * size + first) + within, project_point(clean, noise, low, high), mask=inside)
 
 
 def launch(
@@ -309,10 +332,11 @@ def launch(
         if shape.size <= ON_CHIP:
             block, segments = tile(shape.size, 128, ON_CHIP), 1
             how["num_warps"] = warps(block, 8)
+            if shape.last:
+                how |= at_most(128)  # left alone, the compiler takes 64 for sm_80 and spills
         else:
             how["num_warps"] = warps(block, vector)
-            if not shape.last:
-                how |= at_most(40)
+            how |= at_most(40)
             masses = torch.empty((count, segments), dtype=torch.float64, device=x.device)
             noise_mass[(count * segments,)](
                 seed,

@@ -27,31 +27,14 @@ class Exempt:
 
 
 _L1 = (
-    "the search for topk and the projection keep sums and bounds of a row and two inlined divisions; "
-    "one block reads a row that is longer than the chip again and again"
+    "channel, bounds and row-major index of four elements a thread, in fp64 arithmetic; a limit of 40 registers spills"
 )
-_CHUNKS = (
-    "two online softmaxes, their divergence and the classes that are impossible for adv, four lanes of each a thread; "
-    "under a limit of 40 registers 364 bytes are spilled"
-)
-
+_SM = ("sm_80", "sm_90", "sm_100")
 
 EXEMPT: tuple[Exempt, ...] = (
-    Exempt("triton", "l1_step_in_chunks", "occupancy", 0.25, _L1, ("sm_80", "sm_90", "sm_100")),
-    Exempt("triton", "l1_step_in_chunks", "occupancy", 0.5, _L1, ("gfx942",)),
-    Exempt(
-        "triton",
-        "linf_start",
-        "occupancy",
-        0.5,
-        "four chains of Philox at once in channels_last, 62 registers; a limit of 40 spills 192 bytes",
-        ("sm_80",),
-        "channels last",
-    ),
-    Exempt("triton", "divergence_in_chunks", "occupancy", 0.25, _CHUNKS, ("sm_80",)),
-    Exempt("triton", "divergence_in_chunks", "occupancy", 0.5, _CHUNKS, ("sm_90", "sm_100")),
-    Exempt("triton", "divergence_in_chunks", "spills", 16, _CHUNKS, ("sm_80",)),
-    Exempt("triton", "divergence_in_chunks", "stack", 8, _CHUNKS, ("sm_80",)),
+    Exempt("triton", "l1_moves_in_chunks", "occupancy", 0.5, _L1, _SM, "channels last"),
+    Exempt("triton", "l1_shrinkage_in_chunks", "occupancy", 0.5, _L1, _SM, "channels last"),
+    Exempt("triton", "l1_segment", "occupancy", 0.5, _L1, _SM, "channels last"),
 )
 
 HIGHER_IS_BETTER = ("occupancy", "loads", "stores")

@@ -66,7 +66,7 @@ def image_calls() -> Iterator[Call]:
     """Steps, starts and retire, of rows that fit on chip and of rows that do not."""
     one, unit = torch.full((1,), 0.1), (torch.zeros(1), torch.ones(1))
     each = (torch.zeros(3), torch.ones(3))
-    sizes = ((CIFAR, False), (IMAGENET, False), (CIFAR, True), (ODD, False))
+    sizes = ((CIFAR, False), (IMAGENET, False), (CIFAR, True), (IMAGENET, True), (ODD, False))
     for shape, last in sizes:
         x, row, rows = _image(shape, last), math.prod(shape), _rows(shape, last)
         box = each if last else unit

@@ -94,6 +94,8 @@ class Attack:
         if step_rule == "apgd" and (momentum or tau is not None):
             name, given = ("momentum", momentum) if momentum else ("tau", tau)
             raise ValueError(f"{name}: expected none with step_rule='apgd', got {given!r}")
+        if targeted and loss == "kl":
+            raise ValueError("loss: expected one of the target labels with targeted=True, got 'kl', which has none")
         if loss == "kl" and not random_start:
             raise ValueError("random_start: expected True with loss='kl', whose gradient at x is zero, got False")
         self.model = model
@@ -171,6 +173,10 @@ class Attack:
         Raises:
             ValueError, TypeError: an argument out of the contract, naming it. Nothing has changed then.
         """
+        if torch.compiler.is_dynamo_compiling():  # an attack exchanges forwards and weights, which a trace would keep
+            return torch.compiler.disable(self)(  # type: ignore[no-any-return]
+                x, y, seed=seed, sample_ids=sample_ids, generator=generator, return_info=return_info
+            )
         begin = time.perf_counter()
         _check_batch(x, y, sample_ids, self.targeted)
         if self.check_inputs and x.device.type == "meta":
@@ -258,7 +264,7 @@ class Attack:
                 warn_of_probabilities(self.model, z)
 
         x = x.contiguous(memory_format=view.format)
-        live = LiveRows(x, self.steps, self._sizing(x))
+        live = LiveRows(x, self.steps, self._sizing(x, view))
         cut = None if self.c is None else cut_of(self.c)
         clean = None
         if y is None or self.loss == "kl" or (cut is not None and self.rule.decides_at_clean):
@@ -283,9 +289,11 @@ class Attack:
         seconds = {"model": view.seconds, "kernels": outside}
         return live, {**view.notes, "live_rows": live.sizing.note}, seconds
 
-    def _sizing(self, x: Tensor) -> Sizing:
+    def _sizing(self, x: Tensor, view: View) -> Sizing:
         """How the batch shrinks."""
         chosen = self.levers.live_rows
+        if view.goes_by_batch:
+            return WholeBatch(len(x), "off: a batch norm without statistics goes by its batch")
         if chosen == "auto":
             chosen = "exact" if x.device.type == "cpu" and self.backend is None else "buckets"
         if chosen == "exact":
@@ -320,7 +328,7 @@ def _backend(compile: object, fast: bool) -> str | None:
 
 
 def _whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
         raise ValueError(f"{name}: expected an integer >= 0, got {value!r}")
 
 
@@ -334,6 +342,8 @@ def _check_batch(x: Tensor, y: Tensor | None, sample_ids: Tensor | None, targete
         )
     if x.dtype not in FLOATS:
         raise TypeError(f"x: expected torch.float32 or torch.float64, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"x: expected a dense tensor, got {x.layout}")
     if x.dim() < 2:
         raise ValueError(f"x: expected shape (N, ...) of rank >= 2, got {tuple(x.shape)}")
     if y is None and targeted:

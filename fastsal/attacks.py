@@ -67,7 +67,7 @@ class PGD(Attack):
 
     Args:
         model, eps, alpha, steps, norm, random_start: as in :class:`SENSE`.
-        options: every option of :class:`SENSE` but c, by name.
+        options: the other options of :class:`SENSE` but c, by name.
 
     Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018.
     """
@@ -82,6 +82,8 @@ class PGD(Attack):
         random_start: bool = True,
         **options: Any,
     ) -> None:
+        if options.pop("c", None) is not None:
+            raise ValueError("c: expected None with PGD, which truncates nothing; SENSE has a c")
         super().__init__(model, eps, alpha, steps, None, norm, random_start, **options)
 
 
@@ -92,7 +94,7 @@ class FAT(PGD):
         model, eps, alpha, steps: as in :class:`SENSE`.
         tau: further steps of a row that is misclassified, >= 0. Each iterate that is misclassified uses one up.
         norm, random_start: as in :class:`SENSE`.
-        options: every option of :class:`SENSE` but c, by name.
+        options: the other options of :class:`SENSE` but c, targeted and step_rule, by name.
 
     Source: Zhang et al., "Attacks Which Do Not Kill Training Make Adversarial Learning Stronger", 2020.
     """
@@ -121,7 +123,7 @@ class APGD(PGD):
         model, eps, steps, norm, random_start: as in :class:`SENSE`.
         rho: in [0, 1]; a row whose loss rose in fewer than this share of the steps since the last checkpoint halves
             its step and goes back to its best point.
-        options: every option of :class:`SENSE` but c, by name.
+        options: the other options of :class:`SENSE` but c, alpha, momentum, tau and step_rule, by name.
 
     Source: Croce & Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
     Attacks", 2020.

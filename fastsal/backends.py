@@ -59,7 +59,7 @@ def missing(body: str) -> str:
 
 
 def _requested() -> str:
-    backend = os.environ.get("FASTSAL_BACKEND", "auto")
+    backend = os.environ.get("FASTSAL_BACKEND") or "auto"
     if backend not in CHOICES:
         raise ValueError(f"FASTSAL_BACKEND: expected {', '.join(map(repr, CHOICES))}, got {backend!r}")
     if backend != "auto" and missing(backend):

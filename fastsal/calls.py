@@ -102,7 +102,7 @@ def implementation(operator: Operator, body: Callable[..., int], check_values: b
 
     def examine(args: tuple[Any, ...], outs: dict[str, Tensor]) -> Accepted:
         _refuse_layouts(operator, args)
-        plan = operator.plan(*args)
+        plan = operator.planned(args)
         given = operator.accept(plan, outs) if outs else ()
         return Accepted(tuple(map(_allocation, plan)), _copies(operator, args), _spans((*args, *given)))
 

@@ -143,7 +143,7 @@ def _backends(say: Callable[..., None]) -> None:
     cuda, triton = backends.missing("cuda"), backends.missing("triton")
     say(f"CUDA bodies: {f'not there ({cuda})' if cuda else 'built for ' + backends.EXTENSION.cuda_targets()}")
     say(f"Triton bodies: {f'not there ({triton})' if triton else 'triton ' + importlib.metadata.version('triton')}")
-    chosen = os.environ.get("FASTSAL_BACKEND", "auto")
+    chosen = os.environ.get("FASTSAL_BACKEND") or "auto"
     say(f"FASTSAL_BACKEND: {chosen} (a CPU runs cpp, else reference; a GPU cuda, else triton, else reference)")
 
 

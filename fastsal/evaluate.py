@@ -20,6 +20,7 @@ from fastsal.attacks import PGD
 from fastsal.judge import TargetedMargin, check_range
 from fastsal.levers import Levers
 from fastsal.model_view import RandomState, attacked
+from fastsal.precision import without_autocast
 from fastsal.progress import bar
 from fastsal.threat import Bound, Threat, norm_name, norm_order
 from fastsal.version import __version__
@@ -145,14 +146,15 @@ def evaluate(
     batches = length_hint(loader, 0) or None  # None: it does not say
     for x, y in bar(_placed(model, loader), batches, "evaluate", progress):
         Threat.around(x, norm, eps, 0.0, clip_min, clip_max).admit(x)
-        batch = _Batch(model, x, y, samples)
-        worst = batch.natural.clone()
-        for name, how in attacks.items():
-            run = _margin_targeted if name == "margin-T" else _untargeted
-            stands = run(batch, how, eps, norm, seed, options)
-            counts[name] += int(stands.sum())
-            nonfinite[name] += int(batch.nonfinite.sum())
-            worst &= stands
+        with without_autocast(x.device.type):
+            batch = _Batch(model, x, y, samples)
+            worst = batch.natural.clone()
+            for name, how in attacks.items():
+                run = _margin_targeted if name == "margin-T" else _untargeted
+                stands = run(batch, how, eps, norm, seed, options)
+                counts[name] += int(stands.sum())
+                nonfinite[name] += int(batch.nonfinite.sum())
+                worst &= stands
         counts["natural"] += int(batch.natural.sum())
         counts["worst"] += int(worst.sum())
         samples += len(y)
@@ -185,11 +187,11 @@ def _attacks(eps: float, steps: int, margin_steps: int, margin_classes: int) -> 
             raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
     return {
         "FGSM": {"loss": "ce", "steps": 1, "alpha": float(eps), "random_start": False},
-        f"PGD-{steps}": {"loss": "ce", "steps": steps, "alpha": 2.5 * eps / steps, "random_start": True},
+        f"PGD-{steps}": {"loss": "ce", "steps": steps, "alpha": float(2.5 * eps / steps), "random_start": True},
         "margin-T": {
             "loss": "z_t - z_y",
             "steps": margin_steps,
-            "alpha": 2.5 * eps / margin_steps,
+            "alpha": float(2.5 * eps / margin_steps),
             "random_start": True,
             "classes": margin_classes,
         },
@@ -276,7 +278,7 @@ def robust_accuracy(
     """Share in [0, 1] of the first `rows` rows that PGD (2.5 eps / steps a step) leaves right. A quick look only."""
     check_amount("eps", eps)
     right = seen = 0
-    how = {"alpha": 2.5 * eps / steps, "steps": steps, "random_start": True}
+    how = {"alpha": float(2.5 * eps / steps), "steps": steps, "random_start": True}
     for x, y in _placed(model, loader):
         if rows is not None:
             x, y = x[: rows - seen], y[: rows - seen]

@@ -1,8 +1,8 @@
 """Public functions over the operators, with autograd where a loss has one.
 
 The losses are differentiable once, by ``backward`` and ``torch.autograd.grad``, also under torch.compile; not by
-``torch.func.vmap``, ``jvp`` or ``hessian``. That ball and box hold exactly supposes that subnormal numbers are not
-flushed (``torch.set_flush_denormal(False)``, the default).
+``torch.func`` (``grad``, ``vmap``, ``jvp``, ``hessian``). That ball and box hold exactly supposes that subnormal
+numbers are not flushed (``torch.set_flush_denormal(False)``, the default).
 """
 
 from __future__ import annotations
@@ -202,6 +202,9 @@ def kl_divergence(clean: Tensor, adv: Tensor, reduction: str = "mean") -> Tensor
 
     Source: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", 2019.
     """
+    for name, logits in (("clean", clean), ("adv", adv)):
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"{name}: expected a tensor of logits, got {type(logits).__name__}")
     if clean.shape != adv.shape:
         raise ValueError(f"clean: expected shape {tuple(adv.shape)}, that of adv, got {tuple(clean.shape)}")
     return _reduce(_KLDivergence.apply(clean, adv, clean.requires_grad)[0], reduction)

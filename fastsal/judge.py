@@ -94,7 +94,7 @@ def _of_callable(loss: Any, scores: Tensor, y: Tensor, ids: Tensor | None) -> tu
 
     It gets fp32 logits where the model computes in 16 bits. Padding gets the label of sample 0.
     """
-    labels = y if ids is None else y[ids.clamp(min=0)]
+    labels = y.clone() if ids is None else y[ids.clamp(min=0)]  # its own, to keep or to edit
     with torch.enable_grad():
         logits = scores.float() if scores.dtype.itemsize < 4 else scores.detach()
         logits.requires_grad_()

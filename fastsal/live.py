@@ -118,10 +118,9 @@ class WholeBatch:
     """The batch keeps its size for as long as any row is live."""
 
     pads = True
-    note = "off: the batch keeps its size"
 
-    def __init__(self, samples: int) -> None:
-        self.samples = samples
+    def __init__(self, samples: int, note: str = "off: the batch keeps its size") -> None:
+        self.samples, self.note = samples, note
 
     def __call__(self, live: Tensor) -> int:
         return self.samples if int(live) else 0

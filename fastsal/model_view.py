@@ -8,19 +8,24 @@ parameter is not undone: a copy of all weights at each call would cost more memo
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MethodType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils import parametrize
 
 from fastsal import said
 
 _outputs_known: weakref.WeakSet[Any] = weakref.WeakSet()
+_turns: weakref.WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = weakref.WeakKeyDictionary()
+_giving_turns = threading.Lock()
 
 
 class RandomState:
@@ -31,6 +36,8 @@ class RandomState:
     """
 
     def __init__(self, device: torch.device, generator: torch.Generator | None = None) -> None:
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
         self._device = device if device.type == "cuda" else None
         self._generator = generator
 
@@ -74,9 +81,10 @@ def module_of(model: Any) -> nn.Module | None:
 
 
 def hooked(modules: Iterable[nn.Module]) -> nn.Module | None:
-    """A module that calls hooks, or None."""
+    """A module that calls hooks, its own or those of all modules, or None."""
     for part in modules:
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+        own = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+        if own or _has_any_global_hook():
             return part
     return None
 
@@ -94,16 +102,44 @@ class Frozen:
     cast: torch.dtype | None
 
 
+def _turn(module: nn.Module | None) -> AbstractContextManager[Any]:
+    """Threads that attack one model do so one after the other: each puts back what it has found."""
+    if module is None:
+        return nullcontext()
+    with _giving_turns:
+        return _turns.setdefault(module, threading.RLock())
+
+
 @contextmanager
 def frozen(model: Any, x: Tensor) -> Iterator[Frozen]:
     """Flags are set attribute by attribute: an overridden ``train()`` is the user's code and has no business here."""
     inner = unwrapped(model)
     module = module_of(inner)
+    with _turn(module):
+        yield from _frozen(inner, module, x)
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Weights that torch.nn.utils.parametrize.cached() keeps have a graph; those of a frozen model must not join."""
+    kept = dict(parametrize._cache)
+    parametrize._cache.clear()
+    try:
+        yield
+    finally:
+        parametrize._cache.clear()
+        parametrize._cache.update(kept)
+
+
+def _frozen(inner: Any, module: nn.Module | None, x: Tensor) -> Iterator[Frozen]:
     modules = [] if module is None else list(module.modules())
     parameters = [] if module is None else list(module.parameters())
-    cast = _check_model(inner, parameters, x)
-    with ExitStack() as put_back:  # in reverse order, each whatever happens to the others
+    cast = _check_model(inner, module, parameters, x)
+    with _uncached(), ExitStack() as put_back:  # in reverse order, each whatever happens to the others
         put_back.callback(KeptBuffers(modules).put_back)
+        for part in modules:
+            if part._forward_pre_hooks:
+                put_back.callback(_put_back_tensors, part, _plain_tensors(part))
         for parameter in parameters:
             put_back.callback(_put_back_parameter, parameter, parameter.requires_grad, parameter.grad)
             if parameter.requires_grad and parameter.is_leaf:
@@ -122,6 +158,18 @@ def attacked(model: Any, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
         yield lambda z: checked_logits(found.inner(z if found.cast is None else z.to(found.cast)), z.shape[0])
 
 
+def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Attributes of a module that are neither parameters nor buffers: nn.utils.weight_norm, spectral_norm and prune
+    have a hook that writes the weight there before each forward."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+
+
+def _put_back_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    for name in _plain_tensors(module).keys() - tensors.keys():
+        del vars(module)[name]
+    vars(module).update(tensors)
+
+
 def _put_back_parameter(parameter: nn.Parameter, requires_grad: bool, grad: Tensor | None) -> None:
     if parameter.requires_grad != requires_grad:
         parameter.requires_grad_(requires_grad)
@@ -137,22 +185,26 @@ class KeptBuffers:
         self._modules = [(module, dict(module._buffers.items())) for module in modules]
         found = {id(b): b for _, buffers in self._modules for b in buffers.values() if b is not None}.values()
         self._others = [(buffer, buffer.clone()) for buffer in found if not _is_plain(buffer)]
-        self._pieces: dict[torch.device, tuple[list[Tensor], Tensor]] = {}
+        self._pieces: list[tuple[list[Tensor], list[tuple[torch.dtype, torch.Size]], Tensor]] = []
         plain = sorted(filter(_is_plain, found), key=Tensor.element_size, reverse=True)  # each on its own alignment
         for device in dict.fromkeys(buffer.device for buffer in plain):
             here = [buffer for buffer in plain if buffer.device == device]
-            self._pieces[device] = here, _bytes_of(here)
+            self._pieces.append((here, _kinds(here), _bytes_of(here)))
 
     def put_back(self) -> None:
-        """Undoes what the forward wrote to a buffer, and every buffer that it replaced or added.
+        """Undoes what the forward wrote to a buffer, and every buffer that it replaced, resized or added.
 
         A buffer is written only where its contents differ: writing would spoil a graph that has saved it.
         """
         pairs = list(self._others)
-        for plain, kept in self._pieces.values():
-            if not torch.equal(_bytes_of(plain), kept):
-                parts = kept.split([buffer.nbytes for buffer in plain])
-                pairs += [(b, part.view(b.dtype).view(b.shape)) for b, part in zip(plain, parts, strict=True)]
+        for plain, kinds, kept in self._pieces:
+            if _kinds(plain) != kinds or not torch.equal(_bytes_of(plain), kept):
+                parts = kept.split([dtype.itemsize * shape.numel() for dtype, shape in kinds])
+                values = [part.view(dtype).view(shape) for part, (dtype, shape) in zip(parts, kinds, strict=True)]
+                pairs += zip(plain, values, strict=True)
+        for buffer, copy in pairs:
+            if (buffer.dtype, buffer.shape) != (copy.dtype, copy.shape):
+                buffer.data = copy.clone()
         if pairs:
             differs = torch.stack([_differs(*pair).to(pairs[0][0].device) for pair in pairs]).tolist()
             for (buffer, copy), changed in zip(pairs, differs, strict=True):
@@ -175,6 +227,10 @@ def _is_plain(buffer: Tensor) -> bool:
     return not (buffer.is_quantized or buffer.is_conj() or buffer.is_neg())
 
 
+def _kinds(buffers: list[Tensor]) -> list[tuple[torch.dtype, torch.Size]]:
+    return [(buffer.dtype, buffer.shape) for buffer in buffers]
+
+
 def _bytes_of(buffers: list[Tensor]) -> Tensor:
     return torch.cat([buffer.detach().reshape(-1).view(torch.uint8) for buffer in buffers])
 
@@ -190,11 +246,12 @@ def _differs(buffer: Tensor, copy: Tensor) -> Tensor:
     return ((buffer != copy) & ~((buffer != buffer) & (copy != copy))).any()
 
 
-def _check_model(model: Any, parameters: list[nn.Parameter], x: Tensor) -> torch.dtype | None:
+def _check_model(model: Any, module: nn.Module | None, parameters: list[nn.Parameter], x: Tensor) -> torch.dtype | None:
     """Refuses a model on another device or precision than x; names the dtype that a 16-bit model wants x cast to."""
     if not callable(model):
         raise TypeError(f"model: expected a callable that returns logits, got {type(model).__name__}")
-    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
+    tensors = (*parameters, *(() if module is None else module.buffers()))
+    if any(isinstance(t, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)) for t in tensors):
         raise ValueError("model: expected initialised parameters, got lazy ones: run it once on a batch like x first")
     if any(p.is_inference() for p in parameters):
         raise ValueError(
@@ -261,6 +318,7 @@ def warn_of_probabilities(model: Any, logits: Tensor) -> None:
     A model that has shown a negative logit is not looked at again, and then nothing waits for the device.
     """
     inner = unwrapped(model)
+    inner = module_of(inner) or inner
     try:
         if inner in _outputs_known:
             return

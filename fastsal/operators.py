@@ -89,9 +89,16 @@ class Operator:
         missing = len(self.argument_names) - len(args)
         return (*args, *self.defaults[len(self.defaults) - missing :]) if missing else tuple(args)
 
+    def planned(self, args: Sequence[Any]) -> tuple[Out, ...]:
+        """What `plan` says of all arguments, once it is known that each tensor is one: torch lets None through."""
+        for name, argument, value in zip(self.argument_names, self.arguments.split(", "), args, strict=True):
+            if value is None and argument.startswith(("Tensor ", "Tensor(")):
+                check.fail(TypeError, self.name, name, "a tensor", None)
+        return self.plan(*args)
+
     def outputs(self, *args: Any) -> tuple[Tensor, ...]:
         """Checks the arguments and allocates the outputs, in the order of ``returns``."""
-        return tuple(out.allocate() for out in self.plan(*self.complete(args)))
+        return tuple(out.allocate() for out in self.planned(self.complete(args)))
 
     def accept(self, plan: Sequence[Out], outs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Checks the memory that a caller gave for the outputs, and puts it into order."""
@@ -466,7 +473,7 @@ def _define(operator: Operator) -> None:
         return outputs if len(outputs) > 1 else outputs[0]
 
     def out_shape_function(*args: Any, **outs: Tensor) -> None:
-        operator.accept(operator.plan(*operator.complete(args)), outs)
+        operator.accept(operator.planned(operator.complete(args)), outs)
 
     torch.library.register_fake(f"fastsal::{operator.name}", shape_function, lib=LIBRARY)
     torch.library.register_fake(f"fastsal::{operator.name}.out", out_shape_function, lib=LIBRARY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -16,6 +17,15 @@ def precision_of(precision: object) -> str:
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
     return str(precision)
+
+
+def inside_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """In the precision of the model itself, whatever autocast is around."""
+    return torch.autocast(device, enabled=False) if inside_autocast(device) else nullcontext()
 
 
 @functools.cache

@@ -226,10 +226,13 @@ def _l1_shrinkage(magnitude: Tensor, room: Tensor, limit: Tensor) -> Tensor:
 
 def _l1_project(x: Tensor, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The point of ball and box that is closest to x + delta (Croce & Hein 2021), never outside of either."""
+    shape = (-1, *[1] * (x.dim() - 1))
+    # x_adv was no number: that element goes back to x, and for an infinite one the row
+    lost = torch.isnan(delta) | _flat(torch.isinf(delta)).any(dim=1).view(shape)
+    delta = torch.where(lost, 0.0, delta)
     magnitude = delta.abs()
     room = torch.where(delta > 0, high.double() - x.double(), x.double() - low.double())
     limit = inner_radius(radius).view(-1, 1).expand(x.shape[0], 1)
-    shape = (-1, *[1] * (x.dim() - 1))
     shrink = _l1_shrinkage(_flat(magnitude), _flat(room), limit).view(shape)
     kept = torch.minimum((magnitude - shrink).clamp(min=0), room)
     # where the shrinkage is much larger than the radius, its rounding shows in what is left

@@ -57,9 +57,9 @@ def seed_of(seed: int | Tensor | None, generator: torch.Generator | None, device
             raise ValueError(f"seed: expected one torch.int64, got {seed.dtype} {tuple(seed.shape)}")
         return seed.detach().reshape(()).to(device)
     if seed is not None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not -(2**63) <= seed < 2**63:
             raise ValueError(f"seed: expected an integer in [-2**63, 2**63), got {seed!r}")
-        drawn = torch.tensor(seed, dtype=torch.int64, device="cpu")
+        drawn = torch.tensor(int(seed), dtype=torch.int64, device="cpu")
     else:
         drawn = torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator)
     return drawn.to(device, non_blocking=True)  # eight bytes are staged at once: the host does not wait for the device
@@ -104,7 +104,7 @@ def radius(name: str, value: float | Tensor, x: Tensor, facts: Facts) -> Tensor:
     given = _values(name, value, x.shape[0], "sample", x)
 
     def check(numbers: list[float]) -> None:
-        if not all(number >= 0 and math.isfinite(number) for number in numbers):
+        if not all(0 <= number < math.inf for number in numbers):
             raise ValueError(f"{name}: expected finite and >= 0, got {value}")
 
     _expect(given, value, facts, check)
@@ -126,6 +126,12 @@ def bound(name: str, value: Bound, x: Tensor, towards: float, facts: Facts) -> T
     _expect(given, value, facts, check)
     largest = torch.finfo(x.dtype).max
     return _round(given.clamp(-largest, largest), x.dtype, towards)
+
+
+def _pinned(low: Tensor, high: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds between which there is no number of their dtype, so that rounding inwards crossed them, at the nearest."""
+    crossed = torch.nextafter(high, torch.full_like(high, math.inf)) == low
+    return torch.where(crossed, nearest, low), torch.where(crossed, nearest, high)
 
 
 def _expect(given: Tensor, value: float | Tensor, facts: Facts, check: Check) -> None:
@@ -174,12 +180,14 @@ class Threat:
         known = Facts() if facts is None else facts
         low = bound("clip_min", clip_min, x, math.inf, known)
         high = bound("clip_max", clip_max, x, -math.inf, known)
-        if low is not None and high is not None:
+        if low is not None and high is not None and clip_min is not None:
 
             def ordered(numbers: list[float]) -> None:
                 if not numbers[0] <= numbers[1]:
                     raise ValueError(f"clip_max: expected at least clip_min ({clip_min}), got {clip_max}")
 
+            if isinstance(clip_min, Tensor) or isinstance(clip_max, Tensor) or clip_min == clip_max:
+                low, high = _pinned(low, high, _values("clip_min", clip_min, low.shape[0], "channel", x).to(x.dtype))
             if isinstance(clip_min, Tensor) or isinstance(clip_max, Tensor):
                 known.expect([(low - high).amax(), low.new_zeros(())], ordered)
             elif clip_min is not None and clip_max is not None:

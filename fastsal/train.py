@@ -242,7 +242,11 @@ def _copy_state(model: nn.Module, into: dict[str, Any]) -> None:
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if isinstance(value, Tensor):
-                into[name].copy_(value)
+                known = into.get(name)
+                if known is None or (known.shape, known.dtype) != (value.shape, value.dtype):  # made or resized since
+                    into[name] = value.clone()
+                else:
+                    known.copy_(value)
 
 
 class _Tally:

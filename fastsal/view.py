@@ -21,7 +21,7 @@ from fastsal.lean import lean_norms
 from fastsal.levers import Levers
 from fastsal.model_view import Frozen, checked_logits, frozen, pulled_back, with_graph
 from fastsal.normalize import Normalize
-from fastsal.precision import bf16_pays
+from fastsal.precision import bf16_pays, inside_autocast, without_autocast
 from fastsal.refused import Refused
 
 CONVOLUTIONS_2D = (nn.Conv2d, nn.ConvTranspose2d)
@@ -77,6 +77,11 @@ class View:
 
     # ----------------------------------------------------------------------------------------- choices
 
+    @property
+    def goes_by_batch(self) -> bool:
+        """Whether what the model says of a row depends on the others."""
+        return any(isinstance(part, fold.BATCH_NORMS) and fold.without_statistics(part) for part in self._modules)
+
     def _refusal(self, lever: str) -> str | None:
         """Why the model is known not to take a lever, by this call or an earlier one, or None."""
         return self._without.get(lever, refused.known(self._module).get(lever))
@@ -90,7 +95,7 @@ class View:
             why = "fp64, that of x"
         elif precision == "fp32":
             why = "fp32, as asked for"
-        elif precision == "auto" and _inside_autocast(device):
+        elif precision == "auto" and inside_autocast(device):
             why = "that of the autocast around the call"
         elif precision == "auto" and opaque is not None:
             why = f"fp32: {opaque}"
@@ -229,7 +234,7 @@ class View:
                 continue
             for name in ("weight", "bias"):
                 value = part._parameters.get(name)  # a parametrized weight is not there, and stays
-                if value is None:
+                if value is None or not _is_plain(value):
                     continue
                 laid_out = self._as_laid_out(part, value) if name == "weight" else self._in_precision(value)
                 if laid_out is not value and (laid_out.dtype, laid_out.stride()) != (value.dtype, value.stride()):
@@ -239,6 +244,7 @@ class View:
         return value.detach().to(torch.bfloat16) if self._autocast and value.dtype == torch.float32 else value
 
     def _fold(self, pairs: list[fold.Pair]) -> None:
+        pairs = [pair for pair in pairs if all(p is None or _is_plain(p) for p in pair[0]._parameters.values())]
         for convolution, norm in pairs:
             weight = self._original(convolution, "weight")
             assert weight is not None
@@ -379,9 +385,7 @@ class View:
         device = self._x.device.type
         if self._autocast:
             return torch.autocast(device, torch.bfloat16, cache_enabled=False)
-        if self._precision == "fp32" and _inside_autocast(device):
-            return torch.autocast(device, enabled=False)
-        return nullcontext()
+        return without_autocast(device) if self._precision == "fp32" else nullcontext()
 
     def _settle(self) -> None:
         """Folds what was found. Not before the backward of that forward is over: it may run parts of it again."""
@@ -419,8 +423,9 @@ def _without_cudnn(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> An
         return forward(*args, **kwargs)
 
 
-def _inside_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+def _is_plain(parameter: Tensor) -> bool:
+    """Whether it has no class and no attribute of the user's, which a parameter in its place would lack."""
+    return type(parameter) is nn.Parameter and not vars(parameter)
 
 
 def _short(dtype: torch.dtype) -> str:

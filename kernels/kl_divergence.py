@@ -90,7 +90,8 @@ def retold(sums, mass, before_p, before_q, after_p, after_q):
     """A sum of e^(z - top_p) * ((z - top_p) - (w - top_q)) from larger tops; `mass`: that of e^(z - before_p)."""
     moved = (after_p - before_p) - (after_q - before_q)
     moved = tl.where((before_p == float("-inf")) | (before_q == float("-inf")), 0.0, moved)  # nothing was summed
-    return rescaled(sums - mass * moved, before_p, after_p)
+    factor = rescaled(1.0, before_p, after_p)
+    return tl.where(factor == 0, 0.0, (sums - mass * moved) * factor)  # what has no weight left may be infinite
 
 
 @triton.jit(do_not_specialize=["count", "samples", "classes"])

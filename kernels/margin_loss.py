@@ -33,8 +33,9 @@ def order_key(z):
 
 @triton.jit
 def insert(key, index, best, where):
-    """Puts (key, index) behind what is as large in a lane; returns what it displaces and what stays."""
-    larger = key > best
+    """Puts (key, index) into its place in a lane, of equal keys the lower index first; returns what it displaces and
+    what stays."""
+    larger = (key > best) | ((key == best) & (index < where))
     return (
         tl.where(larger, best, key),
         tl.where(larger, where, index),
@@ -82,7 +83,7 @@ def margin(
         for start in range(0, classes, COLUMNS):
             column, inside = columns_from(start, classes, there, COLUMNS)
             key = tl.where(inside, order_key(logits_at(logits, row, column, inside, classes)), lowest)
-            index = nowhere * 0 + column
+            index = tl.where(inside, column, nowhere)
             key, index, a, at_a = insert(key, index, a, at_a)
             key, index, b, at_b = insert(key, index, b, at_b)
             if DLR:

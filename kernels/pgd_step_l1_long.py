@@ -40,7 +40,7 @@ from .rows import (
 )
 
 CHUNK = 2048  # elements of a row that a program looks at at a time; half as many of fp64
-WIDE = 2**31  # elements of a row whose offsets take 64 bits
+WIDE = 2**31 - CHUNK  # elements of a row whose offsets take 64 bits, those behind its last chunk too
 
 
 @triton.jit

@@ -237,6 +237,9 @@ def _margin_loss(
     special: bool = True, base: int = 0,
 ) -> tuple[tuple[Any, ...], int]:  # fmt: skip
     logits, target, ids = _labelled(rows, classes, dtype, index, special)
+    if special and rows > 12:
+        # equal, but for the label in the last class: where it lies in the lane of class 0, that one comes second
+        logits[5, -1], target[ids[5]] = 1, classes - 1
     other = (target + torch.randint(1, classes, target.shape)) % classes if targeted else None
     if (
         special and rows > 13 and classes > 9
@@ -272,6 +275,11 @@ def _kl_divergence(
             clean_logits[of[11], :2] = adv[11, -2:] = torch.tensor([2000, 1000], dtype=dtype)  # far apart
             (adv[12] if both else clean_logits[of[12]])[:] = -INF  # no distribution
             adv[8, 0], clean_logits[of[9], 0] = INF, INF
+            if rows > 13:  # masked by the least number: in clean, and in adv where clean has no probability either
+                adv[13], clean_logits[of[13]] = (torch.randn(2, classes) * 2).to(dtype)
+                least, some = torch.finfo(dtype).min, classes // 4
+                clean_logits[of[13], :some], clean_logits[of[13], some : 2 * some] = least, -1e4
+                adv[13, some : 2 * some] = least
     return (_dense(clean_logits, False, base), _dense(adv, False, base), None if index == "none" else ids, both), base
 
 
@@ -412,6 +420,7 @@ def _quick_margins() -> Iterator[Case]:
     yield _case(_margin_loss, F32, 3, 13, True, False)
     yield _case(_margin_loss, F32, 10, 0, False, False)
     yield _case(_margin_loss, F32, 3, 1, False, False, "none")
+    yield _case(_margin_loss, F64, 9, 13, True, True)
 
 
 def _full_margins() -> Iterator[Case]:
@@ -435,7 +444,8 @@ def _quick_divergences() -> Iterator[Case]:
         yield _case(_kl_divergence, F32, 1001, 13, both)
         yield _case(_kl_divergence, F32, 10, 0, both)
     yield _case(_kl_divergence, F64, 9, 13, True)
-    yield _case(_kl_divergence, F64, 4104, 13, True)  # too long for a chip
+    yield _case(_kl_divergence, F64, 4104, 14, True)  # too long for a chip
+    yield _case(_kl_divergence, F32, 4104, 14, True)
     yield _case(_kl_divergence, F32, 5000, 2, True, special=False)
     yield _case(_kl_divergence, F64, 4101, 2, False, special=False, base=1)
     yield _case(_kl_divergence, F32, 3, 1, False, "none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastsal import reference
+from fastsal import backends, reference
 from fastsal.checks import FLOATS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -249,3 +250,18 @@ def test_a_start_word_by_word() -> None:
     for value, word, length in zip(start[0].tolist(), words, lengths, strict=False):
         expected = 0.5 * length / sum(lengths) * (-1 if word & 1 else 1)
         assert value == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("body", ["reference", "cpp"])
+@pytest.mark.parametrize(("value", "back"), [(math.nan, [2]), (math.inf, range(6)), (-math.inf, range(6))])
+def test_an_iterate_that_is_no_number_goes_back_to_x(body: str, value: float, back: Iterable[int]) -> None:
+    if backends.missing(body):
+        pytest.skip(backends.missing(body))
+    x, x_adv, grad = torch.zeros(1, 6), torch.zeros(1, 6), torch.tensor([[0.0, 1, 0, 0, -2, 0]])
+    x_adv[0, 0], x_adv[0, 2] = 0.1, value
+    eps, alpha, following = torch.full((1,), 0.5), torch.full((1,), 0.1), torch.tensor([[0.1, 0.05, 0, 0, -0.05, 0]])
+    following[0, list(back)] = 0
+    step_of = backends.body_of("pgd_step", body)
+    got = [torch.full_like(x, math.nan), torch.zeros(1, dtype=torch.bool)]
+    step_of(x, x_adv, grad, eps, alpha, None, None, None, None, 1.0, 2, *got)
+    torch.testing.assert_close(got[0], following, rtol=0, atol=1e-7)

@@ -734,7 +734,10 @@ def _empty(package: str) -> str | None:
 
 def _wide(package: str) -> str | None:
     """From 2^31 elements on, offsets are computed in 64 bits."""
-    for size in (2**31 - 1, 2**31):
+    longest = _module(package, "pgd_step_l1_long").WIDE
+    if longest + _module(package, "pgd_step_l1_long").CHUNK != 2**31:
+        return f"L1 steps of {longest} elements: a loop in 32 bits looks behind its last chunk"
+    for size in (2**31 - 1, 2**31, longest - 1, longest):
         x, one = torch.empty(1, size, device="meta"), torch.empty(1, device="meta")
         found = []
 
@@ -744,9 +747,9 @@ def _wide(package: str) -> str | None:
         with mock.patch.object(InterpretedFunction, "__getitem__", launched):
             for p in (INF, 2.0, 1.0):
                 _module(package, "random_start").launch(x, one, one, None, None, None, None, p, x)
-            for p in (INF, 2.0):
+            for p in (INF, 2.0, 1.0):
                 _module(package, "pgd_step").launch(x, x, x, one, one, None, None, None, None, p, 1, x, one)
-        if found != [size == 2**31] * 7:
+        if found != [size == 2**31] * 7 + [size >= longest] * 2:
             return f"{size} elements: {found}"
     return None
 

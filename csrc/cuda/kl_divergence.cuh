@@ -94,7 +94,7 @@ struct DivergenceSum {
   double total = 0, terms = 0;                                      // sum of exp(z - top), and of that times z - z_adv
   __device__ __forceinline__ void rescale(T higher) {
     const double factor = softmax_term(SoftmaxSum<T>::anchor(top), SoftmaxSum<T>::anchor(higher));
-    top = higher, total *= factor, terms *= factor;
+    top = higher, total *= factor, terms = weighted(factor);
   }
   __device__ __forceinline__ void add(T clean_z, T adv_z) {
     add_term(softmax_term(clean_z, SoftmaxSum<T>::anchor(top)), clean_z, adv_z);
@@ -102,11 +102,15 @@ struct DivergenceSum {
   // The same for one logit, whether it is above the top or not, given its weight_of (as in SoftmaxSum).
   __device__ __forceinline__ void add_weighted(T weight, T clean_z, T adv_z) {
     const bool rises = clean_z > top;
-    if (rises) top = clean_z, total *= weight, terms *= weight;
+    if (rises) top = clean_z, total *= weight, terms = weighted(weight);
     add_term(rises ? 1 + (clean_z - clean_z) : weight, clean_z, adv_z);
   }
 
  private:
+  // What has no weight left counts for nothing, though the difference of two fp64 logits may have been infinite.
+  __device__ __forceinline__ double weighted(double factor) const {
+    return sizeof(T) == 8 && factor == 0 ? 0 : terms * factor;
+  }
   __device__ __forceinline__ void add_term(double term, T clean_z, T adv_z) {
     total += term;
     if (term == 0) return;

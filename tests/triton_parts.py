@@ -93,6 +93,7 @@ def checks() -> Iterator[tuple[str, Problem]]:
     yield "probes for a shrinkage", _probes
     yield "elements of an L1 step", _l1_elements
     yield "rows of one magnitude", _one_magnitude
+    yield "L1 steps of long rows", _long_l1
     yield "norms in a unit", _norms
     yield "norms of parts", _joined_norms
     yield "scales", _scales
@@ -482,6 +483,33 @@ def _one_magnitude(package: str) -> str | None:
     one = torch.full((1,), 0.5)
     case = Case("pgd_step", "one magnitude", (x, x, grad, one, one, None, None, None, None, 1.0, 40), 0)
     return disagreement(case, answer(case, _module(package, "pgd_step").launch), run_reference(case))
+
+
+def _long_l1(package: str) -> str | None:
+    """Rows of four chunks: the largest slope first, a tie with the first and one with the second element, neighbouring
+    slopes at the threshold, exactly as many as move, fewer than would; each low or each high bound a channel's."""
+    step, short, long = (_module(package, f"pgd_step{name}") for name in ("", "_l1", "_l1_long"))
+    generator = torch.Generator().manual_seed(8)
+    for dtype, (low, high) in itertools.product(
+        (F32, F64), ((None, None), (None, [0.5, 0.75, 1]), ([0.5, 0.25, 0], None))
+    ):
+        grad = torch.randn(6, 3, 37, generator=generator).to(dtype)
+        grad[0, 0, 0] = 9
+        grad[1, 0, :] = grad[1].abs().max() + 1
+        grad[2, 0, 1:] = -grad[2].abs().max() - 1
+        threshold = grad[3].abs().flatten().sort(descending=True).values[4]
+        grad[3, 1, 5:9] = threshold.nextafter(torch.zeros_like(threshold))
+        grad[4] = torch.where(torch.arange(111).view(3, 37) % 23 == 22, grad[4], 0)  # four slopes
+        x = torch.full((6, 3, 37), 0.5, dtype=dtype)
+        box = [None if edge is None else torch.tensor(edge, dtype=dtype) for edge in (low, high)]
+        eps, alpha = (torch.tensor([number], dtype=dtype) for number in (0.25, 1.0))
+        for topk in (1, 5):
+            case = Case("pgd_step", "a long row", (x, x, grad, eps, alpha, *box, None, None, 1.0, topk), 0)
+            with mock.patch.object(short, "ON_CHIP", 32), mock.patch.object(long, "CHUNK", 32):
+                problem = disagreement(case, answer(case, step.launch), run_reference(case))
+            if problem is not None:
+                return f"{dtype}, {low} to {high}, {topk} move: {problem}"
+    return None
 
 
 def _probes(package: str) -> str | None:

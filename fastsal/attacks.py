@@ -15,7 +15,8 @@ class SENSE(Attack):
     """Sensible adversaries: perturb a row only while the model gives its true class probability c or more.
 
     ``x_adv = SENSE(model, eps=8/255, c=0.5)(x, y)`` drops into any training loop. The model runs in eval mode with
-    frozen parameters and comes back exactly as it was, also after an exception.
+    frozen parameters and comes back exactly as it was, also after an exception. Threads that attack one model take
+    turns; training it meanwhile in another thread is not supported.
 
     Args:
         model: a module from (N, ...) to logits (N, C), or to an object with ``.logits``. A bound method of a module and
@@ -51,7 +52,8 @@ class SENSE(Attack):
         compile: True runs the model's forward and backward through torch.compile, each batch size when it first comes
             (the live rows then go in buckets, so that there are few); or the name of a backend of torch.compile. The
             first attacks take minutes; where compiling fails the model runs as it is, and a warning says so.
-        fast: True, or :class:`fastsal.Levers` to choose which; False is the plain eager path in fp32.
+        fast: True, or :class:`fastsal.Levers` to choose which; False is the plain eager path in fp32. A model that
+            takes batches of one size alone wants ``Levers(live_rows="off")``.
         check_inputs: False skips the look at the values of the arguments, the one wait for an accelerator before the
             first forward (and, until a model has shown a negative logit, at its first outputs).
 

@@ -487,7 +487,7 @@ def _one_magnitude(package: str) -> str | None:
 
 def _long_l1(package: str) -> str | None:
     """Rows of four chunks: the largest slope first, a tie with the first and one with the second element, neighbouring
-    slopes at the threshold, exactly as many as move, fewer than would; each low or each high bound a channel's."""
+    slopes at the threshold, as many as move, fewer, an infinite one; each low or each high bound a channel's."""
     step, short, long = (_module(package, f"pgd_step{name}") for name in ("", "_l1", "_l1_long"))
     generator = torch.Generator().manual_seed(8)
     for dtype, (low, high) in itertools.product(
@@ -500,10 +500,12 @@ def _long_l1(package: str) -> str | None:
         threshold = grad[3].abs().flatten().sort(descending=True).values[4]
         grad[3, 1, 5:9] = threshold.nextafter(torch.zeros_like(threshold))
         grad[4] = torch.where(torch.arange(111).view(3, 37) % 23 == 22, grad[4], 0)  # four slopes
+        grad[5, 0, 0] = INF
         x = torch.full((6, 3, 37), 0.5, dtype=dtype)
         box = [None if edge is None else torch.tensor(edge, dtype=dtype) for edge in (low, high)]
-        eps, alpha = (torch.tensor([number], dtype=dtype) for number in (0.25, 1.0))
-        for topk in (1, 5):
+        eps = torch.full((1,), 0.25, dtype=dtype)
+        for topk, step_of in ((1, 0.2), (5, 0.2), (5, 1.0)):  # within the ball, and beyond it
+            alpha = torch.full((1,), step_of, dtype=dtype)
             case = Case("pgd_step", "a long row", (x, x, grad, eps, alpha, *box, None, None, 1.0, topk), 0)
             with mock.patch.object(short, "ON_CHIP", 32), mock.patch.object(long, "CHUNK", 32):
                 problem = disagreement(case, answer(case, step.launch), run_reference(case))

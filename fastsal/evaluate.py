@@ -112,7 +112,8 @@ def evaluate(
 
     Each attack runs on all rows that are right when clean, so its accuracy stands by itself; `worst` counts the rows
     that survive every one. A row is broken when its final point is misclassified by the model in eval mode; ties go to
-    the lowest class index, and NaN logits are never right.
+    the lowest class index, and NaN logits are never right. Attacked and judged is the model in its own precision: an
+    autocast around the call is left meanwhile.
 
     Args:
         model: a callable from (N, ...) to logits (N, C), or to an object with ``.logits``; left as it was found.

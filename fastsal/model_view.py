@@ -134,7 +134,8 @@ def _uncached() -> Iterator[None]:
 def _frozen(inner: Any, module: nn.Module | None, x: Tensor) -> Iterator[Frozen]:
     modules = [] if module is None else list(module.modules())
     parameters = [] if module is None else list(module.parameters())
-    cast = _check_model(inner, module, parameters, x)
+    cast = _check_model(inner, parameters, x)
+    _check_initialised(modules)
     with _uncached(), ExitStack() as put_back:  # in reverse order, each whatever happens to the others
         put_back.callback(KeptBuffers(modules).put_back)
         for part in modules:
@@ -246,12 +247,17 @@ def _differs(buffer: Tensor, copy: Tensor) -> Tensor:
     return ((buffer != copy) & ~((buffer != buffer) & (copy != copy))).any()
 
 
-def _check_model(model: Any, module: nn.Module | None, parameters: list[nn.Parameter], x: Tensor) -> torch.dtype | None:
+def _check_initialised(modules: list[nn.Module]) -> None:
+    for part in modules:
+        if any(isinstance(buffer, nn.parameter.UninitializedBuffer) for buffer in part._buffers.values()):
+            raise ValueError("model: expected initialised buffers, got lazy ones: run it once on a batch like x first")
+
+
+def _check_model(model: Any, parameters: list[nn.Parameter], x: Tensor) -> torch.dtype | None:
     """Refuses a model on another device or precision than x; names the dtype that a 16-bit model wants x cast to."""
     if not callable(model):
         raise TypeError(f"model: expected a callable that returns logits, got {type(model).__name__}")
-    tensors = (*parameters, *(() if module is None else module.buffers()))
-    if any(isinstance(t, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)) for t in tensors):
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
         raise ValueError("model: expected initialised parameters, got lazy ones: run it once on a batch like x first")
     if any(p.is_inference() for p in parameters):
         raise ValueError(
@@ -318,7 +324,8 @@ def warn_of_probabilities(model: Any, logits: Tensor) -> None:
     A model that has shown a negative logit is not looked at again, and then nothing waits for the device.
     """
     inner = unwrapped(model)
-    inner = module_of(inner) or inner
+    module = module_of(inner)
+    inner = inner if module is None else module
     try:
         if inner in _outputs_known:
             return

@@ -32,10 +32,12 @@ def order_key(z):
 
 
 @triton.jit
-def insert(key, index, best, where):
+def insert(key, index, best, where, DISPLACED: tl.constexpr):
     """Puts (key, index) into its place in a lane, of equal keys the lower index first; returns what it displaces and
-    what stays."""
-    larger = (key > best) | ((key == best) & (index < where))
+    what stays. Only what was DISPLACED may have a lower index than what is there."""
+    larger = key > best
+    if DISPLACED:
+        larger = larger | ((key == best) & (index < where))
     return (
         tl.where(larger, best, key),
         tl.where(larger, where, index),
@@ -84,12 +86,12 @@ def margin(
             column, inside = columns_from(start, classes, there, COLUMNS)
             key = tl.where(inside, order_key(logits_at(logits, row, column, inside, classes)), lowest)
             index = tl.where(inside, column, nowhere)
-            key, index, a, at_a = insert(key, index, a, at_a)
-            key, index, b, at_b = insert(key, index, b, at_b)
+            key, index, a, at_a = insert(key, index, a, at_a, False)
+            key, index, b, at_b = insert(key, index, b, at_b, True)
             if DLR:
-                key, index, c, at_c = insert(key, index, c, at_c)
+                key, index, c, at_c = insert(key, index, c, at_c, True)
                 if other is not None:
-                    key, index, d, at_d = insert(key, index, d, at_d)
+                    key, index, d, at_d = insert(key, index, d, at_d, True)
     first = first_of(a, at_a)
     popped = at_a == first[:, None]
     a, at_a = tl.where(popped, b, a), tl.where(popped, at_b, at_a)

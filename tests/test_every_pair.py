@@ -170,8 +170,8 @@ COMPILED = {"eager": {"batch norm", "LSTM", "float64"}, "aot_eager": {"dropout"}
 
 
 def allowed(cell: Cell) -> bool:
-    """A KL needs a random start and has no target; a .view does not take images that are given channels last; and compiling takes a
-    second a shape, so that few models are compiled."""
+    """A KL needs a random start and has no target; a .view does not take images that are given channels last; and
+    compiling takes a second a shape, so that few models are compiled."""
     if cell.get("loss") == "kl" and (cell.get("random_start") is False or cell.get("rule") == "targeted"):
         return False
     if cell.get("model") == "plain, with .view" and cell.get("layout") == "channels_last":

@@ -428,13 +428,15 @@ def _order_keys(package: str) -> str | None:
 
 
 def _leaders(package: str) -> str | None:
-    """The four largest logits of a row in one lane or shared by two, rising or falling; the label among them or not."""
+    """The four largest logits of a row in one lane or shared by two, rising or falling; the label among them or not.
+    And four equal ones in one lane, each moved back by the last."""
     margin = _module(package, "margin_loss")
-    logits = torch.arange(33).float().repeat(16, 1)
+    logits = torch.arange(33).float().repeat(17, 1)
     for row, lanes in enumerate(itertools.product((0, 1), repeat=4)):
         columns = [lane + 8 * (rank if row % 3 else 3 - rank) for rank, lane in enumerate(lanes)]
         logits[row, columns] = torch.tensor([903.0, 902, 901, 900])
-    target = torch.arange(16) * 7 % 33
+    logits[16, :32:8], logits[16, 32] = 900, 903
+    target = torch.arange(17) * 7 % 33
     with mock.patch.object(margin, "ON_CHIP", 8):
         for dlr, other in ((False, None), (True, None), (True, target.roll(1))):
             args = (logits, target, other, None, dlr)
@@ -486,31 +488,32 @@ def _one_magnitude(package: str) -> str | None:
 
 
 def _long_l1(package: str) -> str | None:
-    """Rows of four chunks: the largest slope first, a tie with the first and one with the second element, neighbouring
+    """Rows of three chunks: the largest slope first, a tie with the first and one with the second element, neighbouring
     slopes at the threshold, as many as move, fewer, an infinite one; each low or each high bound a channel's."""
     step, short, long = (_module(package, f"pgd_step{name}") for name in ("", "_l1", "_l1_long"))
     generator = torch.Generator().manual_seed(8)
-    for dtype, (low, high) in itertools.product(
-        (F32, F64), ((None, None), (None, [0.5, 0.75, 1]), ([0.5, 0.25, 0], None))
+    for dtype, topk, along, low, high in (  # steps that stay within the ball, and one that does not
+        (F32, 1, 0.2, None, None),
+        (F32, 5, 0.2, None, [0.5, 0.75, 1]),
+        (F32, 5, 1.0, [0.5, 0.25, 0], None),
+        (F64, 5, 1.0, None, None),
     ):
-        grad = torch.randn(6, 3, 37, generator=generator).to(dtype)
+        grad = torch.randn(6, 3, 23, generator=generator).to(dtype)
         grad[0, 0, 0] = 9
         grad[1, 0, :] = grad[1].abs().max() + 1
         grad[2, 0, 1:] = -grad[2].abs().max() - 1
         threshold = grad[3].abs().flatten().sort(descending=True).values[4]
         grad[3, 1, 5:9] = threshold.nextafter(torch.zeros_like(threshold))
-        grad[4] = torch.where(torch.arange(111).view(3, 37) % 23 == 22, grad[4], 0)  # four slopes
+        grad[4] = torch.where(torch.arange(69).view(3, 23) % 16 == 15, grad[4], 0)  # four slopes
         grad[5, 0, 0] = INF
-        x = torch.full((6, 3, 37), 0.5, dtype=dtype)
+        x = torch.full((6, 3, 23), 0.5, dtype=dtype)
         box = [None if edge is None else torch.tensor(edge, dtype=dtype) for edge in (low, high)]
-        eps = torch.full((1,), 0.25, dtype=dtype)
-        for topk, step_of in ((1, 0.2), (5, 0.2), (5, 1.0)):  # within the ball, and beyond it
-            alpha = torch.full((1,), step_of, dtype=dtype)
-            case = Case("pgd_step", "a long row", (x, x, grad, eps, alpha, *box, None, None, 1.0, topk), 0)
-            with mock.patch.object(short, "ON_CHIP", 32), mock.patch.object(long, "CHUNK", 32):
-                problem = disagreement(case, answer(case, step.launch), run_reference(case))
-            if problem is not None:
-                return f"{dtype}, {low} to {high}, {topk} move: {problem}"
+        eps, alpha = (torch.tensor([number], dtype=dtype) for number in (0.25, along))
+        case = Case("pgd_step", "a long row", (x, x, grad, eps, alpha, *box, None, None, 1.0, topk), 0)
+        with mock.patch.object(short, "ON_CHIP", 32), mock.patch.object(long, "CHUNK", 32):
+            problem = disagreement(case, answer(case, step.launch), run_reference(case))
+        if problem is not None:
+            return f"{dtype}, {topk} move by {along}, {low} to {high}: {problem}"
     return None
 
 

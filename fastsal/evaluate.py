@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastsal import heap
 from fastsal.attack import Attack, _check_batch
 from fastsal.attacks import PGD
 from fastsal.judge import TargetedMargin, check_range
@@ -147,7 +148,7 @@ def evaluate(
     batches = length_hint(loader, 0) or None  # None: it does not say
     for x, y in bar(_placed(model, loader), batches, "evaluate", progress):
         Threat.around(x, norm, eps, 0.0, clip_min, clip_max).admit(x)
-        with without_autocast(x.device.type):
+        with without_autocast(x.device.type), heap.kept(x.device.type):
             batch = _Batch(model, x, y, samples)
             worst = batch.natural.clone()
             for name, how in attacks.items():

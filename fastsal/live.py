@@ -30,7 +30,7 @@ class AttackInfo:
         stepped: rows that took step k = 0, 1, ..., K - 1.
         row_forwards, row_backwards: rows, summed over all forwards and backwards; padding counts.
         levers: what made the attack fast ("precision", "channels_last", "fold_batch_norm", "lean_batch_norm",
-            "cuda_graphs", "compile", "live_rows"), and why what is off is off.
+            "kept_memory", "cuda_graphs", "compile", "live_rows"), and why what is off is off.
         seconds: of the whole call ("all"), in forwards and backwards ("model") and in the rest of the loop, which is
             the operators of fastsal, a loss of yours, and Python between them ("kernels"), as the host saw them; on an
             accelerator, where work is queued, it is the time to queue it, and waits for a live count are in "kernels".

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastsal import heap
 from fastsal.evaluate import accuracy, check_amount, checked_pair, robust_accuracy
 from fastsal.methods import METHODS, Settings
 from fastsal.progress import bar
@@ -139,7 +140,7 @@ def train(
             result,
         )
 
-    with nullcontext() if seed is None else torch.random.fork_rng():
+    with heap.kept(device.type), nullcontext() if seed is None else torch.random.fork_rng():
         if seed is not None:
             torch.manual_seed(seed)
         noise = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))

@@ -159,6 +159,7 @@ SETTINGS: dict[str, list[Any]] = {
     "channels_last": [False, True],
     "fold_batch_norm": [False, True],
     "lean_batch_norm": [False, True],
+    "kept_memory": [False, True],
     "precision": ["fp32", "bf16", "auto"],
     "compile": [False, "eager", "aot_eager"],
     "layout": ["contiguous", "channels_last"],
@@ -237,7 +238,7 @@ class Case:
         how["loss"] = softplus_margin if cell["loss"] == "callable" else cell["loss"]
         how["normalize"] = ((0.1, 0.9) if x.dim() == 3 else ([0.1, 0.2], [0.9, 0.8])) if cell["normalize"] else None
         how["clip_min"], how["clip_max"] = self.box
-        levers = ("live_rows", "channels_last", "fold_batch_norm", "lean_batch_norm")
+        levers = ("live_rows", "channels_last", "fold_batch_norm", "lean_batch_norm", "kept_memory")
         self.how, self.options = how, {"precision": cell["precision"], "compile": cell["compile"]}
         self.options["fast"] = fastsal.Levers(**{name: cell[name] for name in levers})
         self.x, self.y = x, torch.arange(N) % CLASSES

@@ -3,6 +3,7 @@
 from fastsal import data, functional, models
 from fastsal.attacks import APGD, FAT, PGD, SENSE, perturb
 from fastsal.evaluate import Report, evaluate
+from fastsal.heap import kept_memory
 from fastsal.levers import Levers
 from fastsal.live import AttackInfo
 from fastsal.said import FallbackWarning
@@ -25,6 +26,7 @@ __all__ = [
     "data",
     "evaluate",
     "functional",
+    "kept_memory",
     "models",
     "perturb",
     "train",

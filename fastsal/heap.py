@@ -59,11 +59,21 @@ def _mallopt() -> Callable[[int, int], int]:
 
 
 @contextmanager
-def kept(device: str) -> Iterator[None]:
-    """While any thread is inside, freed memory is not given back. Afterwards glibc's own largest thresholds hold, as
-    after a block of 32 MiB was freed: what lies free at the end of the heap goes back with the next large block.
+def kept_memory(device: str = "cpu") -> Iterator[None]:
+    """Memory of the CPU that is freed inside stays with the process; for a training loop of your own::
 
-    Does nothing where :func:`refusal` says why.
+        with fastsal.kept_memory():
+            for x, y in loader:
+                x_adv = attack(x, y)
+                ...
+
+    An attack does this for itself, once per call, and :func:`fastsal.train` for the whole run. Around a loop it spares
+    the system's work between calls too: the pages of one attack, and of one training step, serve the next.
+
+    It tells glibc's malloc, for all threads, to unmap no block below 1 GiB and to trim nothing, while any thread is
+    inside. The process holds up to a third more memory meanwhile. Afterwards glibc's own largest thresholds hold, 32
+    and 64 MiB, as after a block of 32 MiB was freed. With another malloc, where the environment sets these thresholds,
+    or for another device than "cpu", nothing happens.
     """
     global _holders
     if refusal(device) is not None:

@@ -140,7 +140,7 @@ def train(
             result,
         )
 
-    with heap.kept(device.type), nullcontext() if seed is None else torch.random.fork_rng():
+    with heap.kept_memory(device.type), nullcontext() if seed is None else torch.random.fork_rng():
         if seed is not None:
             torch.manual_seed(seed)
         noise = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))

@@ -177,7 +177,7 @@ class View:
         elif (reason := heap.refusal(device)) is not None:
             note = f"off: {reason}"
         else:
-            self._swaps.enter_context(heap.kept(device))
+            self._swaps.enter_context(heap.kept_memory(device))
             note = "on"
         self.notes["kept_memory"] = note
 

@@ -30,7 +30,7 @@ def step():
     made.append(torch.ones(12_000_000))  # larger than glibc would ever take from its heap
 
 torch.set_num_threads(1)
-with heap.kept("cpu") if sys.argv[1] == "kept" else nullcontext():
+with heap.kept_memory("cpu") if sys.argv[1] == "kept" else nullcontext():
     step()
     step()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -101,12 +101,12 @@ def test_the_last_thread_to_leave_puts_them_back(settings: list[tuple[int, int]]
     inside, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with heap.kept("cpu"):
+        with heap.kept_memory("cpu"):
             inside.set()
             leave.wait()
 
     other = threading.Thread(target=hold)
-    with heap.kept("cpu"):
+    with heap.kept_memory("cpu"):
         other.start()
         assert inside.wait(60)
     assert settings == WITHIN
@@ -124,7 +124,7 @@ def test_an_older_glibc_takes_smaller_blocks(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(heap, "_mallopt", lambda: mallopt)
     monkeypatch.setattr(heap, "refusal", lambda device: None)
-    with heap.kept("cpu"):
+    with heap.kept_memory("cpu"):
         assert told == [WITHIN[0], AFTER[0], WITHIN[1]]
 
 
@@ -139,7 +139,7 @@ def test_training_and_evaluation_keep_it_from_batch_to_batch(settings: list[tupl
 
 
 def test_on_another_device_nothing_is_set(settings: list[tuple[int, int]]) -> None:
-    with heap.kept("cuda"):
+    with heap.kept_memory("cuda"):
         pass
     assert settings == []
 

@@ -148,7 +148,7 @@ def evaluate(
     batches = length_hint(loader, 0) or None  # None: it does not say
     for x, y in bar(_placed(model, loader), batches, "evaluate", progress):
         Threat.around(x, norm, eps, 0.0, clip_min, clip_max).admit(x)
-        with without_autocast(x.device.type), heap.kept_memory(x.device.type):
+        with without_autocast(x.device.type), heap.kept(x.device.type):
             batch = _Batch(model, x, y, samples)
             worst = batch.natural.clone()
             for name, how in attacks.items():

@@ -1,8 +1,8 @@
 """Memory that is freed during an attack stays with the process, for the next layer and the next step.
 
-glibc's malloc hands large blocks back to the system as soon as they are freed, and every step of an attack frees all of
-its activations: the system takes the same pages back and gives them out again, zeroed, one fault for each 4 KiB. This
-asks glibc to wait until the attack is over. CUDA needs no such thing: there torch keeps what is freed.
+glibc's malloc hands large blocks back to the system as they are freed, and every step of an attack frees all of its
+activations: the system gives the same memory out again, zeroed, with a fault for each page of 4 KiB. This asks glibc to
+hand nothing back until the attack is over. CUDA needs no such thing: there torch keeps what is freed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from contextlib import contextmanager
 # mallopt(3): from which size a block is mapped by itself and unmapped when freed; how much free memory at the end of
 # the heap is given back.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-NEVER = 2**31 - 1  # the largest int
+NEVER = -1
 WHOLE_BLOCKS = 2**30
 # What glibc itself goes up to as larger blocks are freed, and its only way back: a threshold that was set stays set.
 LARGEST_MMAP_THRESHOLD, LARGEST_TRIM_THRESHOLD = 32 * 2**20, 64 * 2**20
-VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
-TUNABLES = ("glibc.malloc.trim_threshold", "glibc.malloc.mmap_threshold", "glibc.malloc.mmap_max")
-OTHERS = {"mallctl": "jemalloc", "tc_version": "tcmalloc", "mi_version": "mimalloc"}  # a function of each
+# What sets these thresholds, or keeps glibc from moving them, in the environment.
+VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
+TUNABLES = tuple(f"glibc.malloc.{name}" for name in ("trim_threshold", "mmap_threshold", "mmap_max", "top_pad"))
 
-_holding = threading.Lock()
-_holders = 0  # attacks under way, in any thread
+_lock = threading.RLock()  # a signal, or the end of a generator, may come here while this thread is inside
+_holders = 0  # attacks and loops under way, in any thread
 
 
 @functools.cache
@@ -34,62 +34,95 @@ def refusal(device: str) -> str | None:
     """Why the memory of tensors on this kind of device cannot be kept in this process, or None."""
     if device != "cpu":
         return "torch itself keeps the memory of a device"
-    if os.name != "posix":
-        return "not glibc's malloc"
-    process = ctypes.CDLL(None)
-    if not hasattr(process, "gnu_get_libc_version"):
-        return "not glibc's malloc"
-    for function, name in OTHERS.items():
-        if hasattr(process, function):
-            return f"{name} is loaded"
     for variable in VARIABLES:
         if variable in os.environ:
             return f"{variable} is set"
     for tunable in TUNABLES:
         if tunable in os.environ.get("GLIBC_TUNABLES", ""):
             return f"GLIBC_TUNABLES sets {tunable}"
-    return None
+    return None if _glibc_allocates() else "the process does not use glibc's malloc"
+
+
+def _glibc_allocates() -> bool:
+    if os.name != "posix":
+        return False
+    process = ctypes.CDLL(None)
+    try:
+        glibc = ctypes.CDLL("libc.so.6")
+    except OSError:  # musl, or no Linux
+        return False
+    if not all(hasattr(glibc, name) for name in ("gnu_get_libc_version", "mallopt", "malloc_trim")):
+        return False
+    first, own = (ctypes.cast(library.malloc, ctypes.c_void_p).value for library in (process, glibc))
+    return first == own  # a preloaded jemalloc or tcmalloc comes before it
+
+
+def _glibc(function: str, *types: type) -> Callable[..., int]:
+    found = ctypes.CDLL("libc.so.6")[function]
+    found.argtypes, found.restype = types, ctypes.c_int
+    return found
 
 
 @functools.cache
 def _mallopt() -> Callable[[int, int], int]:
-    function = ctypes.CDLL(None).mallopt
-    function.argtypes, function.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
-    return function
+    return _glibc("mallopt", ctypes.c_int, ctypes.c_int)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int]:
+    return _glibc("malloc_trim", ctypes.c_size_t)
 
 
 @contextmanager
-def kept_memory(device: str = "cpu") -> Iterator[None]:
-    """Memory of the CPU that is freed inside stays with the process; for a training loop of your own::
+def kept_memory() -> Iterator[None]:
+    """On a CPU, memory that is freed inside stays with the process; for a training loop of your own::
 
         with fastsal.kept_memory():
             for x, y in loader:
                 x_adv = attack(x, y)
                 ...
 
-    An attack does this for itself, once per call, and :func:`fastsal.train` for the whole run. Around a loop it spares
+    An attack does this for itself, for one call, and :func:`fastsal.train` for the whole run. Around a loop it spares
     the system's work between calls too: the pages of one attack, and of one training step, serve the next.
 
-    It tells glibc's malloc, for all threads, to unmap no block below 1 GiB and to trim nothing, while any thread is
-    inside. The process holds up to a third more memory meanwhile. Afterwards glibc's own largest thresholds hold, 32
-    and 64 MiB, as after a block of 32 MiB was freed. With another malloc, where the environment sets these thresholds,
-    or for another device than "cpu", nothing happens.
+    It tells glibc's malloc to unmap no block below 1 GiB (32 MiB before glibc 2.35) and to trim nothing, while any
+    thread is inside; that holds for the whole process, but glibc keeps little for a thread other than the main one.
+    Memory that blocks of other sizes have split cannot always be used again: with it attacks had up to 29 % more
+    resident memory at their peak (docs/performance.md). At the end what is free goes back to the system, and the
+    thresholds become 32 and 64 MiB, the largest that glibc takes by itself; others that the program had set by
+    mallopt(3) are lost. Where the environment sets them (MALLOC_TRIM_THRESHOLD_ and its kin), or with another malloc,
+    nothing happens.
     """
+    with kept("cpu"):
+        yield
+    with _lock:
+        if _holders == 0 and refusal("cpu") is None:
+            _malloc_trim()(0)
+
+
+@contextmanager
+def kept(device: str) -> Iterator[None]:
+    """The same for one attack: in the end only the thresholds change, and free memory goes back little by little, as
+    glibc does it, so that what comes next may use it."""
     global _holders
     if refusal(device) is not None:
         yield
         return
-    with _holding:
-        _holders += 1
-        if _holders == 1:
-            _set(WHOLE_BLOCKS, NEVER)
+    _mallopt()  # so that nothing is left to fail below
+    entered = False
     try:
+        with _lock:
+            _holders += 1
+            entered = True
+            if _holders == 1:
+                _set(WHOLE_BLOCKS, NEVER)
         yield
     finally:
-        with _holding:
-            _holders -= 1
-            if _holders == 0:
-                _set(LARGEST_MMAP_THRESHOLD, LARGEST_TRIM_THRESHOLD)
+        with _lock:
+            if entered and _holders:  # none in a process that was forked inside
+                _holders -= 1
+                if _holders == 0:
+                    _set(LARGEST_MMAP_THRESHOLD, LARGEST_TRIM_THRESHOLD)
 
 
 def _set(mmap_threshold: int, trim_threshold: int) -> None:
@@ -97,3 +130,16 @@ def _set(mmap_threshold: int, trim_threshold: int) -> None:
     if not mallopt(M_MMAP_THRESHOLD, mmap_threshold):  # glibc before 2.35 takes no more than 32 MiB
         mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
     mallopt(M_TRIM_THRESHOLD, trim_threshold)
+
+
+def _after_fork() -> None:
+    """A process that is forked inside, a worker of a loader, say, attacks nothing yet."""
+    global _lock, _holders
+    _lock = threading.RLock()
+    if _holders:
+        _holders = 0
+        _set(LARGEST_MMAP_THRESHOLD, LARGEST_TRIM_THRESHOLD)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

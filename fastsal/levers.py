@@ -21,8 +21,8 @@ class Levers:
         lean_batch_norm: the others keep no input for their backward, which is a matter of memory alone. "auto": on a
             CPU; on a GPU it costs launches.
         kept_memory: what is freed during the attack stays with the process for its next layer, instead of going back to
-            the system page by page. On a CPU, with glibc's malloc; for all threads, while the attack lasts. What it
-            costs, and the same around a loop of yours: :func:`fastsal.kept_memory`.
+            the system and coming again page by page. On a CPU, with glibc's malloc, for the whole process while the
+            attack lasts. What it costs, and the same around a loop of yours: :func:`fastsal.kept_memory`.
         cuda_graphs: the model's forward and backward are recorded into CUDA graphs, one pair per size of batch, and
             replayed, in later attacks too: two to four times as fast where the device waits for the host. What the
             model's own Python code does beside calling torch is done while it is recorded and not again, so

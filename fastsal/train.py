@@ -140,7 +140,8 @@ def train(
             result,
         )
 
-    with heap.kept_memory(device.type), nullcontext() if seed is None else torch.random.fork_rng():
+    memory = heap.kept_memory() if device.type == "cpu" else nullcontext()
+    with memory, nullcontext() if seed is None else torch.random.fork_rng():
         if seed is not None:
             torch.manual_seed(seed)
         noise = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))

@@ -4,6 +4,7 @@ batch norm folded. Built for one call of an attack, and taken back when it ends.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -174,11 +175,14 @@ class View:
         device = self._x.device.type
         if not levers.kept_memory:
             note = "off"
+        elif isinstance(self._x, FakeTensor):
+            note = "off: fake tensors have no memory"
         elif (reason := heap.refusal(device)) is not None:
             note = f"off: {reason}"
         else:
-            self._swaps.enter_context(heap.kept_memory(device))
-            note = "on"
+            self._swaps.enter_context(heap.kept(device))
+            main = threading.current_thread() is threading.main_thread()
+            note = "on" if main else "on, but glibc keeps little for a thread other than the main one"
         self.notes["kept_memory"] = note
 
     def _prepare_recurrent(self) -> None:
@@ -436,8 +440,9 @@ def _without_cudnn(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> An
 
 
 def _is_plain(parameter: Tensor) -> bool:
-    """Whether it has no class and no attribute of the user's, which a parameter in its place would lack."""
-    return type(parameter) is nn.Parameter and not vars(parameter)
+    """Whether it has no class and no attribute of the user's, which a parameter in its place would lack. torch.compile
+    leaves marks of its own on the parameters of what it has compiled."""
+    return type(parameter) is nn.Parameter and all(name.startswith("_dynamo_") for name in vars(parameter))
 
 
 def _short(dtype: torch.dtype) -> str:

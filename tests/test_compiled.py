@@ -75,6 +75,17 @@ def test_later_calls_compile_nothing_although_the_weights_change(case) -> None:
     assert model.training and all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("compile", [False, BACKEND])
+def test_the_marks_of_a_compilation_keep_nothing_from_being_folded(case, compile) -> None:
+    model, x, y = case
+    fastsal.PGD(model, 0.05, steps=2, norm="L2", compile=BACKEND, fast=fastsal.Levers(fold_batch_norm=False))(x, y)
+    assert any(vars(parameter) for parameter in model.parameters())  # else there are no marks, and nothing was tested
+    how: dict[str, Any] = {"steps": 3, "norm": "L2"}
+    found, info = fastsal.PGD(model, 0.05, compile=compile, **how)(x, y, seed=2, return_info=True)
+    assert info.levers["fold_batch_norm"] == "on: 2 folded"
+    torch.testing.assert_close(found, fastsal.PGD(model, 0.05, fast=False, **how)(x, y, seed=2), rtol=0, atol=1e-9)
+
+
 def test_sizes_are_few_and_one_too_many_ends_it(case, monkeypatch) -> None:
     model, x, y = case
     monkeypatch.setattr(compiled, "MOST", 3)

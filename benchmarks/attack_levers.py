@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -135,9 +138,9 @@ WHY = {
     "folded batch norm": "two passes fewer over every activation that it follows, forward and backward; the first step "
     "of a call still runs it, since that forward is watched to find the pairs.",
     "lean batch norm": "a matter of memory: norms that are not folded keep no input for a backward that needs none.",
-    "kept memory": "each step frees all of its activations, and without this most of their pages go back to the system "
-    "and come again one by one, zeroed. Other contenders run after it with the largest thresholds that glibc takes by "
-    "itself.",
+    "kept memory": "each step frees all of its activations, and without this much of their memory goes back to the "
+    "system and comes again page by page, zeroed. Timed in a process of its own; the contender without it has the "
+    "largest thresholds that glibc takes by itself. What it costs in memory: 3.",
     "bf16": "half the bytes and, where the processor has it, twice the products per instruction; where it has not, "
     '`precision="auto"` stays in fp32.',
     "compile": "it takes a minute or more for each shape when it first comes, so it must be asked for.",
@@ -200,8 +203,6 @@ def switches(name: str, compiling: bool) -> Iterator[Row]:
         yield switched("folded batch norm", bool(full.levers.fold_batch_norm), fold_batch_norm=True)
     if name == PREACT:  # where most norms are not folded
         yield switched("lean batch norm", bool(full.levers.lean_batch_norm), lean_batch_norm=True)
-    if full.levers.kept_memory:
-        yield switched("kept memory", True, kept_memory=True)
     if native:
         yield Row("bf16", name, (NONE, replace(NONE, bf16=True)), (replace(full, bf16=False), full), True)
     if where.device().type == "cuda":
@@ -222,15 +223,49 @@ def sense_switches() -> Iterator[Row]:
             f"live rows, {how}", SENSE_CASE, (NONE, shrunk(NONE, how)), (shrunk(full, "off"), shrunk(full, how)), on
         )
     default = shrunk(full, "buckets" if gpu else "exact")
-    for lever, name, here in (
-        ("channels_last", "channels_last", True),
-        ("kept memory", "kept_memory", full.levers.kept_memory),
-        ("CUDA graphs", "cuda_graphs", gpu),
-    ):
-        if here:
+    for lever, name in (("channels_last", "channels_last"), ("CUDA graphs", "cuda_graphs")):
+        if gpu or name != "cuda_graphs":
             among, others = (replace(default, levers=replace(default.levers, **{name: on})) for on in (True, False))
             alone = replace(NONE, levers=replace(OFF, **{name: True}))
             yield Row(lever, SENSE_CASE, (NONE, alone), (others, among), getattr(full.levers, name))
+
+
+def kept_memory_row(name: str) -> Row:
+    full = shrunk(default_setting(), "exact")
+    returned = replace(full, levers=replace(full.levers, kept_memory=False))
+    return Row(
+        "kept memory", name, (NONE, replace(NONE, levers=replace(OFF, kept_memory=True))), (returned, full), True
+    )
+
+
+def kept_memory_alone(name: str, turns: int) -> list[list[list[float]]]:
+    """Seconds of the two contests of that row, in a process that has done nothing else: what others have left on the
+    heap decides how much of it malloc can return."""
+    row, found = kept_memory_row(name), []
+    for pair in (row.alone, row.whole):
+        assert pair is not None
+        if name == SENSE_CASE:
+            model, x, y = test_sense_attack.case()
+            radius, alpha, steps = test_sense_attack.EPS, test_sense_attack.ALPHA, test_sense_attack.STEPS
+            attacks = {s: fastsal.SENSE(model, radius, alpha, steps, test_sense_attack.C, **s.options) for s in pair}
+        else:
+            (model, x, y), radius = case(name), EPS
+            attacks = {s: fastsal.PGD(model, EPS, ALPHA, STEPS, **s.options) for s in pair}
+        calls = {setting: partial(attack, x, y, seed=SEED) for setting, attack in attacks.items()}
+        seconds = raced(calls, x, radius, 0.3, turns)
+        found.append([seconds[setting] for setting in pair])
+    return found
+
+
+def kept_memory_lines(name: str, turns: int) -> list[list[str]]:
+    if not default_setting().levers.kept_memory:
+        return []
+    options = ["--turns", str(turns), "--threads", str(torch.get_num_threads()), "--kept-memory-alone", name]
+    command = [sys.executable, "-m", "benchmarks.attack_report", "--device", "cpu", *options]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    row = kept_memory_row(name)
+    pairs = zip((row.alone, row.whole), json.loads(printed.splitlines()[-1]), strict=True)
+    return [line(row, {key: times for pair, both in pairs for key, times in zip(pair or (), both, strict=True)})]
 
 
 def settings_of(rows: list[Row]) -> list[Setting]:
@@ -263,7 +298,11 @@ def pgd_levers(name: str, turns: int, compiling: bool) -> list[list[str]]:
             )
     seconds = raced(loops, x, EPS, 0.3, turns)
     alone, whole = ("backward", "grad"), ("backward, channels last", "grad, channels last")
-    return [*lines, line(Row("no weight gradients", name, alone, whole, True), seconds)]
+    return [
+        *lines,
+        *kept_memory_lines(name, turns),
+        line(Row("no weight gradients", name, alone, whole, True), seconds),
+    ]
 
 
 def sense_levers(turns: int) -> list[list[str]]:
@@ -286,7 +325,8 @@ def sense_levers(turns: int) -> list[list[str]]:
             )
     seconds = raced(loops, x, radius, 0.05, turns)
     alone, whole = ("graph", "none"), ("graph, channels last", "none, channels last")
-    return [*lines, line(Row("last forward without graph", SENSE_CASE, alone, whole, True), seconds)]
+    last = line(Row("last forward without graph", SENSE_CASE, alone, whole, True), seconds)
+    return [*lines, *kept_memory_lines(SENSE_CASE, turns), last]
 
 
 # ---------------------------------------------------------------------------------------------- levers

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,7 @@ import torch
 import fastsal
 from benchmarks import marked, where
 from benchmarks.alternation import TURNS, machine
-from benchmarks.attack_levers import levers, with_compiler
+from benchmarks.attack_levers import SENSE_CASE, kept_memory_alone, levers, with_compiler
 from benchmarks.attack_rate import rate
 from benchmarks.test_attacks import NETS
 
@@ -33,9 +34,13 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes minutes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: torch's)")
     parser.add_argument("--write", type=Path, help="a markdown file whose marked sections are replaced")
+    parser.add_argument("--kept-memory-alone", choices=(*NETS, SENSE_CASE), help=argparse.SUPPRESS)
     options = parser.parse_args()
     where.choose(options.device)
     torch.set_num_threads(options.threads)
+    if options.kept_memory_alone:
+        print(json.dumps(kept_memory_alone(options.kept_memory_alone, options.turns)))
+        return
     names = [name for name in NETS if any(text.lower() in name.lower() for text in options.net or [""])]
     if not names:
         raise SystemExit(f"--net: expected parts of {', '.join(NETS)}, got {', '.join(options.net)}")

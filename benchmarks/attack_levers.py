@@ -176,11 +176,13 @@ def check(calls: Mapping[Any, Callable[..., Any]], x: Tensor, radius: float, mos
     return once
 
 
-def raced(calls: Mapping[Any, Callable[..., Any]], x: Tensor, radius: float, most: float, turns: int) -> Seconds:
+def raced(
+    calls: Mapping[Any, Callable[..., Any]], x: Tensor, radius: float, most: float, turns: int, limit: float = LIMIT
+) -> Seconds:
     with where.strict_fp32():
         once = check(calls, x, radius, most)
     again = {key: seconds_of(calls[key]) if isinstance(key, Setting) and key.compile else t for key, t in once.items()}
-    return alternate(calls, turns, LIMIT, again)
+    return alternate(calls, turns, limit, again)
 
 
 def with_compiler() -> bool:
@@ -252,7 +254,7 @@ def kept_memory_alone(name: str, turns: int) -> list[list[list[float]]]:
             (model, x, y), radius = case(name), EPS
             attacks = {s: fastsal.PGD(model, EPS, ALPHA, STEPS, **s.options) for s in pair}
         calls = {setting: partial(attack, x, y, seed=SEED) for setting, attack in attacks.items()}
-        seconds = raced(calls, x, radius, 0.3, turns)
+        seconds = raced(calls, x, radius, 0.3, turns, 4 * LIMIT)
         found.append([seconds[setting] for setting in pair])
     return found
 

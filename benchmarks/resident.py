@@ -1,6 +1,6 @@
-"""What ``Levers.kept_memory`` does to the memory of the process: ``python -m benchmarks.resident``.
+"""What ``Levers.kept_memory`` does in a process that has done nothing else: ``python -m benchmarks.resident``.
 
-PGD-10 on the nets of the timed attacks and on larger batches, each with the lever and without, in a process of its own:
+PGD-10 on the nets of the timed attacks and on larger batches. Processes with the lever and without take turns: time and
 page faults of a call, the most memory that was resident more than before the first, and what still is after the last.
 Linux alone. ``--write FILE`` replaces the marked section of that file.
 """
@@ -14,17 +14,20 @@ import resource
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import fastsal
 from benchmarks import marked, where
-from benchmarks.alternation import machine
+from benchmarks.alternation import machine, seconds_of
 from benchmarks.test_attacks import ALPHA, EPS, NETS, SEED, STEPS, case
 from fastsal import heap
 
 SMALL, RESNET, PREACT = NETS
-CASES = {SMALL: 1, RESNET: 1, PREACT: 1, f"{RESNET}, 4 batches in one": 4, f"{PREACT}, 4 batches in one": 4}
+FOUR = ", 4 batches in one"
+CASES = {SMALL: 1, RESNET: 1, PREACT: 1, RESNET + FOUR: 4, PREACT + FOUR: 4}
 CALLS = 3
+TURNS = 3  # of pairs of processes; one where a call takes ten seconds and more
 
 
 def resident(entry: str) -> int:
@@ -34,17 +37,18 @@ def resident(entry: str) -> int:
 
 
 def measured(name: str, kept: bool) -> dict[str, float]:
-    model, x, y = case(name.split(", 4 batches")[0])
+    model, x, y = case(name.removesuffix(FOUR))
     x, y = x.repeat(CASES[name], 1, 1, 1), y.repeat(CASES[name])
     attack = fastsal.PGD(model, EPS, ALPHA, STEPS, precision="fp32", fast=fastsal.Levers(kept_memory=kept))
-    before, faults = resident("VmRSS"), []
+    before, faults, seconds = resident("VmRSS"), [], []
     for _ in range(CALLS):
         first = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        attack(x, y, seed=SEED)
+        seconds.append(seconds_of(partial(attack, x, y, seed=SEED)))
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - first)
     gc.collect()
     most, after = (resident(entry) - before for entry in ("VmHWM", "VmRSS"))
-    return {"faults": statistics.median(faults), "most": most / 2**20, "after": after / 2**20}
+    typical = {"seconds": statistics.median(seconds), "faults": statistics.median(faults)}
+    return {**typical, "most": most / 2**20, "after": after / 2**20}
 
 
 def in_a_process(name: str, kept: bool) -> dict[str, float]:
@@ -67,18 +71,19 @@ def main() -> None:
         raise SystemExit(f"memory cannot be kept here: {why}")
     started, rows = machine(), []
     for name in CASES:
-        without, with_it = (in_a_process(name, kept) for kept in (False, True))
-        pairs = [(f"{without[key]:,.0f}", f"{with_it[key]:,.0f}") for key in ("faults", "most", "after")]
-        rows.append([name, *(figure for pair in pairs for figure in pair), f"{with_it['most'] / without['most']:.2f}"])
-        print("  ".join(rows[-1]), flush=True)
+        turns = [[in_a_process(name, kept) for kept in (False, True)] for _ in range(1 if FOUR in name else TURNS)]
+        faster = [without["seconds"] / with_it["seconds"] for without, with_it in turns]
+        row = [name, f"{statistics.median(faster):.2f} ({min(faster):.2f}-{max(faster):.2f})"]
+        for key in ("faults", "most", "after"):
+            row += [f"{statistics.median(turn[kept][key] for turn in turns):,.0f}" for kept in (0, 1)]
+        rows.append(row)
+        print("  ".join(row), flush=True)
     what = ("page faults", "resident at most, MiB", "resident after, MiB")
-    head = (
-        "PGD-10, fp32",
-        *(f"{name}, {how}" for name in what for how in ("returned", "kept")),
-        "at most, kept/returned",
-    )
+    columns = (f"{name}, {how}" for name in what for how in ("returned", "kept"))
+    head = ("PGD-10, fp32", "time, returned/kept", *columns)
     text = (
-        f"Machine: {started}. Faults of a call: the median of {CALLS}. Memory: more than before the first call.\n\n"
+        f"Machine: {started}. Medians over {CALLS} calls, and over {TURNS} pairs of processes (one for the larger "
+        "batches); time with its range. Memory: more than before the first call.\n\n"
         f"{marked.table(head, rows)}"
     )
     print(f"\n{text}")

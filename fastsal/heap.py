@@ -93,11 +93,13 @@ def kept_memory() -> Iterator[None]:
     mallopt(3) are lost. Where the environment sets them (MALLOC_TRIM_THRESHOLD_ and its kin), or with another malloc,
     nothing happens.
     """
-    with kept("cpu"):
-        yield
-    with _lock:
-        if _holders == 0 and refusal("cpu") is None:
-            _malloc_trim()(0)
+    try:
+        with kept("cpu"):
+            yield
+    finally:
+        with _lock:
+            if _holders == 0 and refusal("cpu") is None:
+                _malloc_trim()(0)
 
 
 @contextmanager

@@ -87,10 +87,10 @@ def kept_memory() -> Iterator[None]:
 
     It tells glibc's malloc to unmap no block below 1 GiB (32 MiB before glibc 2.35) and to trim nothing, while any
     thread is inside; that holds for the whole process, but glibc keeps little for a thread other than the main one.
-    Memory that blocks of other sizes have split cannot always be used again: with it attacks had up to 29 % more
-    resident memory at their peak (docs/performance.md). At the end what is free goes back to the system, and the
-    thresholds become 32 and 64 MiB, the largest that glibc takes by itself; others that the program had set by
-    mallopt(3) are lost. Where the environment sets them (MALLOC_TRIM_THRESHOLD_ and its kin), or with another malloc,
+    Memory that blocks of other sizes have split cannot always be used again: attacks took 0.9 to 1.6 times as much
+    resident memory at their peak, the more the larger their blocks (docs/performance.md, 3). At the end what is free
+    goes back to the system, and the thresholds become 32 and 64 MiB, the largest that glibc takes by itself; others
+    that the program had set by mallopt(3) are lost. Where the environment sets them (MALLOC_TRIM_THRESHOLD_ and its kin), or with another malloc,
     nothing happens.
     """
     try:

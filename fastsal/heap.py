@@ -90,8 +90,8 @@ def kept_memory() -> Iterator[None]:
     Memory that blocks of other sizes have split cannot always be used again: attacks took 0.9 to 1.6 times as much
     resident memory at their peak, the more the larger their blocks (docs/performance.md, 3). At the end what is free
     goes back to the system, and the thresholds become 32 and 64 MiB, the largest that glibc takes by itself; others
-    that the program had set by mallopt(3) are lost. Where the environment sets them (MALLOC_TRIM_THRESHOLD_ and its kin), or with another malloc,
-    nothing happens.
+    that the program had set by mallopt(3) are lost. Where the environment sets them (MALLOC_TRIM_THRESHOLD_ and its
+    kin), or with another malloc, nothing happens.
     """
     try:
         with kept("cpu"):

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -232,6 +232,19 @@ def sense_switches() -> Iterator[Row]:
             yield Row(lever, SENSE_CASE, (NONE, alone), (others, among), getattr(full.levers, name))
 
 
+def pgd_calls(settings: Iterable[Setting], model: nn.Module, x: Tensor, y: Tensor) -> dict[Setting, Callable[..., Any]]:
+    attacks = {setting: fastsal.PGD(model, EPS, ALPHA, STEPS, **setting.options) for setting in settings}
+    return {setting: partial(attack, x, y, seed=SEED) for setting, attack in attacks.items()}
+
+
+def sense_calls(
+    settings: Iterable[Setting], model: nn.Module, x: Tensor, y: Tensor
+) -> dict[Setting, Callable[..., Any]]:
+    how = test_sense_attack.EPS, test_sense_attack.ALPHA, test_sense_attack.STEPS, test_sense_attack.C
+    attacks = {setting: fastsal.SENSE(model, *how, **setting.options) for setting in settings}
+    return {setting: partial(attack, x, y, seed=SEED) for setting, attack in attacks.items()}
+
+
 def kept_memory_row(name: str) -> Row:
     full = shrunk(default_setting(), "exact")
     returned = replace(full, levers=replace(full.levers, kept_memory=False))
@@ -244,17 +257,13 @@ def kept_memory_alone(name: str, turns: int) -> list[list[list[float]]]:
     """Seconds of the two contests of that row, in a process that has done nothing else: what others have left on the
     heap decides how much of it malloc can return."""
     row, found = kept_memory_row(name), []
-    for pair in (row.alone, row.whole):
-        assert pair is not None
-        if name == SENSE_CASE:
-            model, x, y = test_sense_attack.case()
-            radius, alpha, steps = test_sense_attack.EPS, test_sense_attack.ALPHA, test_sense_attack.STEPS
-            attacks = {s: fastsal.SENSE(model, radius, alpha, steps, test_sense_attack.C, **s.options) for s in pair}
-        else:
-            (model, x, y), radius = case(name), EPS
-            attacks = {s: fastsal.PGD(model, EPS, ALPHA, STEPS, **s.options) for s in pair}
-        calls = {setting: partial(attack, x, y, seed=SEED) for setting, attack in attacks.items()}
-        seconds = raced(calls, x, radius, 0.3, turns, 4 * LIMIT)
+    (model, x, y), radius, calls = (
+        (test_sense_attack.case(), test_sense_attack.EPS, sense_calls)
+        if name == SENSE_CASE
+        else (case(name), EPS, pgd_calls)
+    )
+    for pair in (row.alone or (), row.whole):
+        seconds = raced(calls(pair, model, x, y), x, radius, 0.3, turns, 4 * LIMIT)
         found.append([seconds[setting] for setting in pair])
     return found
 
@@ -284,11 +293,7 @@ def pgd_levers(name: str, turns: int, compiling: bool) -> list[list[str]]:
     default_setting().check(fastsal.PGD(model, EPS, ALPHA, 2)(x, y, return_info=True)[1].levers)
     rows = list(switches(name, compiling))
 
-    def ours(setting: Setting) -> Callable[..., Any]:
-        attack = fastsal.PGD(model, EPS, ALPHA, STEPS, **setting.options)
-        return partial(attack, x, y, seed=SEED)
-
-    seconds = raced({setting: ours(setting) for setting in settings_of(rows)}, x, EPS, 0.3, turns)
+    seconds = raced(pgd_calls(settings_of(rows), model, x, y), x, EPS, 0.3, turns)
     lines = [line(row, seconds) for row in rows]
 
     x_0 = fastsal.functional.random_start(x, EPS, SEED)
@@ -312,11 +317,7 @@ def sense_levers(turns: int) -> list[list[str]]:
     radius, alpha, steps = test_sense_attack.EPS, test_sense_attack.ALPHA, test_sense_attack.STEPS
     rows = list(sense_switches())
 
-    def ours(setting: Setting) -> Callable[..., Any]:
-        attack = fastsal.SENSE(model, radius, alpha, steps, test_sense_attack.C, **setting.options)
-        return partial(attack, x, y, seed=SEED)
-
-    seconds = raced({setting: ours(setting) for setting in settings_of(rows)}, x, radius, 0.05, turns)
+    seconds = raced(sense_calls(settings_of(rows), model, x, y), x, radius, 0.05, turns)
     lines = [line(row, seconds) for row in rows]
     loops: dict[str, Callable[[], Any]] = {}
     x_0 = test_sense_attack.start(x)

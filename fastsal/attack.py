@@ -6,11 +6,13 @@ from __future__ import annotations
 import math
 import numbers
 import time
+from contextlib import nullcontext
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+from fastsal import heap
 from fastsal.algorithm import Rule, sensible_adversaries
 from fastsal.checks import FLOATS
 from fastsal.facts import Facts
@@ -238,15 +240,17 @@ class Attack:
         if precision == "auto" and (self.loss == "kl" or self.rule.tau is not None):
             precision = "fp32"  # what bf16 does to these was not measured
         without = dict[str, str]()  # levers that the model turned out not to take, and why
-        while True:
-            try:
-                with viewed(self.model, x, self.levers, precision, self.normalize, self.backend, without) as view:
-                    ran = self._run_on(view, threat, x, y, labels, seed, sample_ids)
-            except Refused as refused:
-                without[refused.lever] = refused.why
-                continue
-            remember(self.model, without)  # when it is known that this is all that was in the way
-            return ran
+        memory = heap.kept(x.device.type) if self.levers.kept_memory else nullcontext("off")
+        with memory as note:
+            while True:
+                try:
+                    with viewed(self.model, x, self.levers, precision, self.normalize, self.backend, without) as view:
+                        live, levers, seconds = self._run_on(view, threat, x, y, labels, seed, sample_ids)
+                except Refused as refused:
+                    without[refused.lever] = refused.why
+                    continue
+                remember(self.model, without)  # when it is known that this is all that was in the way
+                return live, {**levers, "kept_memory": note}, seconds
 
     def _run_on(
         self,

@@ -103,13 +103,14 @@ def kept_memory() -> Iterator[None]:
 
 
 @contextmanager
-def kept(device: str) -> Iterator[None]:
-    """The same for one attack: in the end only the thresholds change, and free memory goes back little by little, as
-    glibc does it, so that what comes next may use it."""
+def kept(device: str) -> Iterator[str]:
+    """The same for one attack, and a word on what came of it: in the end only the thresholds change, and free memory
+    goes back little by little, as glibc does it, so that what comes next may use it."""
     global _holders
-    if refusal(device) is not None:
-        yield
+    if (reason := refusal(device)) is not None:
+        yield f"off: {reason}"
         return
+    main = threading.current_thread() is threading.main_thread()
     _mallopt()  # so that nothing is left to fail below
     entered = False
     try:
@@ -118,7 +119,7 @@ def kept(device: str) -> Iterator[None]:
             entered = True
             if _holders == 1:
                 _set(WHOLE_BLOCKS, NEVER)
-        yield
+        yield "on" if main else "on, but glibc keeps little for a thread other than the main one"
     finally:
         with _lock:
             if entered and _holders:  # none in a process that was forked inside

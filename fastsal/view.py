@@ -4,7 +4,6 @@ batch norm folded. Built for one call of an attack, and taken back when it ends.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fastsal import fold, heap, refused
+from fastsal import fold, refused
 from fastsal.compiled import CompiledForward, compiled_forward
 from fastsal.graphs import RECORDERS, UNASKED, Graphs, Recorded, graphs_of, unrecordable
 from fastsal.lean import lean_norms
@@ -65,7 +64,6 @@ class View:
         self._graphs = self._chosen_graphs(levers, opaque, backend)
         self._recorded: Recorded | None = None  # that of the last forward
         self._addresses: Any = None  # what a recording depends on, once it is known
-        self._prepare_memory(levers)
         self._prepare_recurrent()
         self._prepare_norms(levers, opaque, backend)
         self._prepare_folding(levers, opaque)
@@ -170,20 +168,6 @@ class View:
             why = f"off: {graphs.refusal or 'an attack on this model is under way'}"
         self.notes["cuda_graphs"] = why
         return None
-
-    def _prepare_memory(self, levers: Levers) -> None:
-        device = self._x.device.type
-        if not levers.kept_memory:
-            note = "off"
-        elif isinstance(self._x, FakeTensor):
-            note = "off: fake tensors have no memory"
-        elif (reason := heap.refusal(device)) is not None:
-            note = f"off: {reason}"
-        else:
-            self._swaps.enter_context(heap.kept(device))
-            main = threading.current_thread() is threading.main_thread()
-            note = "on" if main else "on, but glibc keeps little for a thread other than the main one"
-        self.notes["kept_memory"] = note
 
     def _prepare_recurrent(self) -> None:
         """cuDNN has no backward for recurrent layers in eval mode; torch's own kernels have one."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import threading
@@ -18,32 +20,35 @@ from fastsal import heap
 WITHIN = [(heap.M_MMAP_THRESHOLD, heap.WHOLE_BLOCKS), (heap.M_TRIM_THRESHOLD, heap.NEVER)]
 AFTER = [(heap.M_MMAP_THRESHOLD, 32 * 2**20), (heap.M_TRIM_THRESHOLD, 64 * 2**20)]
 
-# Blocks as a forward makes them, freed as a backward does: how many pages the system hands out in later rounds.
+# Blocks as a forward makes them, freed as a backward does: how many pages the system hands out for each later step.
 FAULTS = """
-import resource, sys
+import json, resource, sys
 from contextlib import nullcontext
 import torch
 import fastsal
 
-how, floats, blocks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+how, floats, blocks, steps = sys.argv[1], *map(int, sys.argv[2:])
 
 def step():
     made = [torch.ones(floats) for _ in range(blocks)]
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 torch.set_num_threads(1)
-at_first = resident()
+at_first, taken = resident(), []
 with fastsal.kept_memory() if how == "kept" else nullcontext():
     step()
-    step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
+    for _ in range(steps):
+        before = faults()
         step()
-    faults, inside = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, resident() - at_first
-print(faults, inside, resident() - at_first)
+        taken.append(faults() - before)
+    inside = resident() - at_first
+print(json.dumps([taken, inside, resident() - at_first]))
 """
 SMALL, LARGE = (6_000_000, 8), (12_000_000, 3)  # floats, blocks; glibc would take no block of the second from its heap
 
@@ -63,12 +68,11 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return told
 
 
-def process(how: str, floats: int, blocks: int) -> tuple[int, int, int]:
-    """Faults of four steps, and the bytes that are resident in the end of them and of all."""
-    command = [sys.executable, "-c", FAULTS, how, str(floats), str(blocks)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    faults, inside, afterwards = map(int, printed.split())
-    return faults, inside, afterwards
+def process(how: str, floats: int, blocks: int, steps: int) -> tuple[list[int], int, int]:
+    """Faults of each step but the first, and the bytes that are resident in the end of them and of all."""
+    command = [sys.executable, "-c", FAULTS, how, *map(str, (floats, blocks, steps))]
+    taken, inside, afterwards = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return taken, inside, afterwards
 
 
 needs_glibc = pytest.mark.skipif(
@@ -81,15 +85,18 @@ needs_glibc = pytest.mark.skipif(
 def test_a_step_takes_the_pages_of_the_step_before(blocks: tuple[int, int]) -> None:
     if blocks == LARGE and tuple(map(int, platform.libc_ver()[1].split("."))) < (2, 35):
         pytest.skip("glibc before 2.35 takes no such block from its heap")
-    usual, kept = process("not kept", *blocks)[0], process("kept", *blocks)[0]
+    usual = statistics.median(process("not kept", *blocks, steps=3)[0])
     if usual < 10_000:
         pytest.skip(f"only {usual} faults without it: pages are huge here")
-    assert kept * 5 < usual
+    # A small block that lies between two large ones costs the heap another large one, at times in several steps: where
+    # they come to lie is drawn anew with each process. So most steps are looked at, not their sum.
+    taken = process("kept", *blocks, steps=15)[0]
+    assert statistics.median(taken) * 5 < usual, taken
 
 
 @needs_glibc
 def test_what_was_kept_goes_back_in_the_end() -> None:
-    _, inside, afterwards = process("kept", *SMALL)
+    _, inside, afterwards = process("kept", *SMALL, steps=4)
     assert inside > 180 * 2**20 > 4 * afterwards
 
 

@@ -23,9 +23,8 @@ from fastsal.model_view import Frozen, checked_logits, frozen, pulled_back, with
 from fastsal.normalize import Normalize
 from fastsal.precision import bf16_pays, inside_autocast, without_autocast
 from fastsal.refused import Refused
+from fastsal.weights import CONVOLUTIONS_2D, Weights
 
-CONVOLUTIONS_2D = (nn.Conv2d, nn.ConvTranspose2d)
-PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 VIEWED = "view size is not compatible"  # in what torch says of a .view that a layout forbids
 
 
@@ -48,15 +47,12 @@ class View:
     ) -> None:
         self._inner, self._module, self._swaps = model.inner, model.module, swaps
         self._modules = [] if model.module is None else list(model.module.modules())
-        self._numbers = {part: number for number, part in enumerate(self._modules)}
         self._x, self._without = x, without
         self._precision = precision
         self.notes: dict[str, str] = {}
         self.seconds = 0.0
         self._flow: fold.Flow | None = None
         self._pairs: list[fold.Pair] | None = None  # to be folded before the next forward
-        self._joints: list[fold.Joint] = []
-        self._originals: dict[tuple[nn.Module, str], Tensor | None] = {}
         opaque = _opaque(model.module)
         self.dtype = model.cast
         self._autocast = self._chosen_precision(precision, opaque)
@@ -67,8 +63,12 @@ class View:
         self._prepare_recurrent()
         self._prepare_norms(levers, opaque, backend)
         self._prepare_folding(levers, opaque)
+        channels_last = self.notes["channels_last"] == "on"
+        self._weights = Weights(self._modules, swaps, self._autocast, channels_last, self._graphs)
+        # Where norms will be folded, and only the layout is another, this waits for the second forward: the first keeps
+        # most for its backward, and convolutions lay out a weight by themselves.
         if self._flow is None or self._autocast:
-            self._swap_weights()
+            self._weights.lay_out()
         self._constants = normalize
         self._normalize = None if normalize is None else normalize.on(x, self.dtype or x.dtype)
         self._compiled = self._chosen_compilation(backend, opaque)
@@ -206,62 +206,6 @@ class View:
         self._flow = fold.Flow(self._modules)
         self.notes["fold_batch_norm"] = "off: no second forward was made"
 
-    # ----------------------------------------------------------------------------------------- weights
-
-    def _swap(self, part: nn.Module, name: str, value: Tensor) -> None:
-        """Another tensor for a parameter, until the attack ends. Its place among the parameters stays."""
-        if (part, name) not in self._originals:  # what an earlier swap put there may go
-            self._originals[part, name] = part._parameters[name]
-            self._swaps.callback(part._parameters.__setitem__, name, part._parameters[name])
-        if self._graphs is not None:
-            value = self._graphs.place(self._numbers[part], name, value)
-        part._parameters[name] = nn.Parameter(value, requires_grad=False)
-
-    def _original(self, part: nn.Module, name: str) -> Tensor | None:
-        return self._originals.get((part, name), part._parameters[name])
-
-    def _as_laid_out(self, part: nn.Module, weight: Tensor) -> Tensor:
-        """A weight in the precision and the layout of the attack."""
-        dtype = torch.bfloat16 if self._autocast and weight.dtype == torch.float32 else weight.dtype
-        last = self.notes["channels_last"] == "on" and type(part) in CONVOLUTIONS_2D
-        return weight.detach().to(dtype, memory_format=torch.channels_last if last else torch.preserve_format)
-
-    def _swap_weights(self) -> None:
-        """Weights in precision and layout. Where norms will be folded, and only the layout is another, this waits for
-        the second forward: the first keeps most for its backward, and convolutions lay out a weight by themselves."""
-        for part in self._modules:
-            if type(part) not in PRODUCTS:
-                continue
-            for name in ("weight", "bias"):
-                value = part._parameters.get(name)  # a parametrized weight is not there, and stays
-                if value is None or not _is_plain(value):
-                    continue
-                laid_out = self._as_laid_out(part, value) if name == "weight" else self._in_precision(value)
-                if laid_out is not value and (laid_out.dtype, laid_out.stride()) != (value.dtype, value.stride()):
-                    self._swap(part, name, laid_out)
-
-    def _in_precision(self, value: Tensor) -> Tensor:
-        return value.detach().to(torch.bfloat16) if self._autocast and value.dtype == torch.float32 else value
-
-    def _fold(self, pairs: list[fold.Pair]) -> None:
-        pairs = [pair for pair in pairs if all(p is None or _is_plain(p) for p in pair[0]._parameters.values())]
-        for convolution, norm in pairs:
-            weight = self._original(convolution, "weight")
-            assert weight is not None
-            weight, bias = fold.folded(weight, self._original(convolution, "bias"), norm)
-            self._swap(convolution, "weight", self._as_laid_out(convolution, weight))
-            self._swap(convolution, "bias", self._in_precision(bias))
-            self._join(fold.Joint(convolution, norm))
-        self.notes["fold_batch_norm"] = f"on: {len(pairs)} folded" if pairs else "off: none follows a convolution"
-
-    def _join(self, joint: fold.Joint) -> None:
-        if self._compiled is not None:  # what a trace has seen stays so
-            self._swaps.enter_context(fold.own_forward(joint.norm, _as_it_is))
-            return
-        self._swaps.enter_context(fold.own_forward(joint.convolution, joint.of_convolution))
-        self._swaps.enter_context(fold.own_forward(joint.norm, joint.of_norm))
-        self._joints.append(joint)
-
     # ------------------------------------------------------------------------------------------- calls
 
     def forward(self, x_k: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
@@ -278,7 +222,7 @@ class View:
         leaf.requires_grad_(gradient)
         watch = self._flow if gradient and self._flow is not None else nullcontext()
         compiled = self._compiled if self._flow is None else None
-        with torch.set_grad_enabled(gradient), self.context(), watch, self._refusals(), self._joined():
+        with torch.set_grad_enabled(gradient), self.context(), watch, self._refusals(), self._weights.joined():
             points = self._normalized(leaf)
             output = self._inner(points) if compiled is None else compiled(self._inner, points)
         if x_k._version != before:
@@ -306,7 +250,7 @@ class View:
             self._addresses = self._looked_up()
 
         def logits(leaf: Tensor) -> Tensor:
-            with self.context(), self._joined():
+            with self.context(), self._weights.joined():
                 return with_graph(checked_logits(self._inner(self._normalized(leaf)), len(leaf)))
 
         with torch.enable_grad(), self._refusals():
@@ -324,7 +268,7 @@ class View:
             for part in self._modules
             for tensor in (*part._parameters.values(), *part._buffers.values())
         ]
-        folded = {joint.norm for joint in self._joints}
+        folded = {joint.norm for joint in self._weights.joints}
         return tuple(tensors), tuple(part in folded for part in self._modules), self._constants, self._autocast
 
     def gradient(self, z: Tensor, leaf: Tensor, ascent: Tensor) -> Tensor:
@@ -340,18 +284,6 @@ class View:
         self._backwards += 1
         self.seconds += time.perf_counter() - begin
         return gradient
-
-    @contextmanager
-    def _joined(self) -> Iterator[None]:
-        """A forward with folded norms: each takes what its convolution has made, now as when it was folded."""
-        for joint in self._joints:
-            joint.made = None
-        try:
-            yield
-            for joint in self._joints:
-                joint.close()
-        except fold.AnotherWay as error:
-            raise Refused("fold_batch_norm", "the model takes another way at a later forward") from error
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -391,8 +323,9 @@ class View:
         """Folds what was found. Not before the backward of that forward is over: it may run parts of it again."""
         pairs, self._pairs = self._pairs, None
         if pairs is not None:
-            self._swap_weights()
-            self._fold(pairs)
+            self._weights.lay_out()
+            count = self._weights.fold(pairs, traced=self._compiled is not None)
+            self.notes["fold_batch_norm"] = f"on: {count} folded" if count else "off: none follows a convolution"
 
 
 @contextmanager
@@ -410,10 +343,6 @@ def viewed(
         yield View(inner, x, levers, precision, swaps, normalize, backend, without or {})
 
 
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
-
-
 def _runs_on_cudnn(x: Tensor) -> bool:
     return x.device.type == "cuda" and torch.backends.cudnn.enabled
 
@@ -421,12 +350,6 @@ def _runs_on_cudnn(x: Tensor) -> bool:
 def _without_cudnn(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with torch.backends.cudnn.flags(enabled=False):
         return forward(*args, **kwargs)
-
-
-def _is_plain(parameter: Tensor) -> bool:
-    """Whether it has no class and no attribute of the user's, which a parameter in its place would lack. torch.compile
-    leaves marks of its own on the parameters of what it has compiled."""
-    return type(parameter) is nn.Parameter and all(name.startswith("_dynamo_") for name in vars(parameter))
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -25,8 +25,22 @@ LARGEST_MMAP_THRESHOLD, LARGEST_TRIM_THRESHOLD = 32 * 2**20, 64 * 2**20
 VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
 TUNABLES = tuple(f"glibc.malloc.{name}" for name in ("trim_threshold", "mmap_threshold", "mmap_max", "top_pad"))
 
+# Free blocks that small ones keep apart fit no later block, and the heap grows by them: how large it may become, in
+# terms of what was in use at once, and by how much it has to grow to be looked at again.
+MOST_OF_USE, LOOKED_AT = 2, 32 * 2**20
+
 _lock = threading.RLock()  # a signal, or the end of a generator, may come here while this thread is inside
 _holders = 0  # attacks and loops under way, in any thread
+_loops = 0  # those of them that are kept_memory()
+_end = 0  # of the heap, as it was when it was looked at
+_most_in_use = 0  # bytes, of those seen
+
+
+class _Use(ctypes.Structure):
+    """What mallinfo2(3) returns: of the fields, the bytes of all heaps, and those of blocks in use."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks")]
+    _fields_ += [(name, ctypes.c_size_t) for name in ("fsmblks", "uordblks", "fordblks", "keepcost")]
 
 
 @functools.cache
@@ -73,6 +87,22 @@ def _malloc_trim() -> Callable[[int], int]:
     return _glibc("malloc_trim", ctypes.c_size_t)
 
 
+@functools.cache
+def _sbrk() -> Callable[[int], int]:
+    found = ctypes.CDLL("libc.so.6").sbrk
+    found.argtypes, found.restype = (ctypes.c_ssize_t,), ctypes.c_size_t
+    return found
+
+
+@functools.cache
+def _mallinfo() -> Callable[[], _Use] | None:
+    """None: glibc before 2.33, whose numbers end at 2 GiB, and whose large blocks are no part of the heap."""
+    found = getattr(ctypes.CDLL("libc.so.6"), "mallinfo2", None)
+    if found is not None:
+        found.argtypes, found.restype = (), _Use
+    return found
+
+
 @contextmanager
 def kept_memory() -> Iterator[None]:
     """On a CPU, memory that is freed inside stays with the process; for a training loop of your own::
@@ -88,14 +118,22 @@ def kept_memory() -> Iterator[None]:
     It tells glibc's malloc to unmap no block below 1 GiB (32 MiB before glibc 2.35) and to trim nothing, while any
     thread is inside; that holds for the whole process, but glibc keeps little for a thread other than the main one.
     Memory that blocks of other sizes have split cannot always be used again: attacks took 0.9 to 1.6 times as much
-    resident memory at their peak, the more the larger their blocks (docs/performance.md, 3). At the end what is free
-    goes back to the system, and the thresholds become 32 and 64 MiB, the largest that glibc takes by itself; others
-    that the program had set by mallopt(3) are lost. Where the environment sets them (MALLOC_TRIM_THRESHOLD_ and its
-    kin), or with another malloc, nothing happens.
+    resident memory at their peak, the more the larger their blocks (docs/performance.md, 3). Where the heap has grown
+    to twice of what was in use at once, an attack by itself and :func:`fastsal.train` give back what is free; a loop of
+    your own gives back nothing before its end. Then what is free goes back to the system, and the thresholds become 32
+    and 64 MiB, the largest that glibc takes by itself; others that the program had set by mallopt(3) are lost. Where
+    the environment sets them (MALLOC_TRIM_THRESHOLD_ and its kin), or with another malloc, nothing happens.
     """
+    global _loops
     try:
         with kept("cpu"):
-            yield
+            with _lock:
+                _loops += 1
+            try:
+                yield
+            finally:
+                with _lock:
+                    _loops = max(_loops - 1, 0)  # none in a process that was forked inside
     finally:
         with _lock:
             if _holders == 0 and refusal("cpu") is None:
@@ -106,7 +144,7 @@ def kept_memory() -> Iterator[None]:
 def kept(device: str) -> Iterator[str]:
     """The same for one attack, and a word on what came of it: in the end only the thresholds change, and free memory
     goes back little by little, as glibc does it, so that what comes next may use it."""
-    global _holders
+    global _holders, _end, _most_in_use
     if (reason := refusal(device)) is not None:
         yield f"off: {reason}"
         return
@@ -118,6 +156,7 @@ def kept(device: str) -> Iterator[str]:
             _holders += 1
             entered = True
             if _holders == 1:
+                _end, _most_in_use = min(_end, _sbrk()(0)), 0
                 _set(WHOLE_BLOCKS, NEVER)
         yield "on" if main else "on, but glibc keeps little for a thread other than the main one"
     finally:
@@ -126,6 +165,23 @@ def kept(device: str) -> Iterator[str]:
                 _holders -= 1
                 if _holders == 0:
                     _set(LARGEST_MMAP_THRESHOLD, LARGEST_TRIM_THRESHOLD)
+
+
+def look(loop: bool = False) -> None:
+    """To be called where as much memory is in use as ever: gives back what is free, once the heap is twice as large.
+
+    ``loop``: this is the most of a whole :func:`kept_memory`; within one an attack does not know it, and looks at
+    nothing. Takes a microsecond, or half a millisecond where the heap has grown.
+    """
+    global _end, _most_in_use
+    if not _holders or (_loops and not loop) or _sbrk()(0) - _end < LOOKED_AT or (mallinfo := _mallinfo()) is None:
+        return
+    with _lock:
+        found = mallinfo()
+        _most_in_use = max(_most_in_use, found.uordblks)
+        if found.arena > MOST_OF_USE * _most_in_use:
+            _malloc_trim()(0)
+        _end = _sbrk()(0)
 
 
 def _set(mmap_threshold: int, trim_threshold: int) -> None:
@@ -137,10 +193,10 @@ def _set(mmap_threshold: int, trim_threshold: int) -> None:
 
 def _after_fork() -> None:
     """A process that is forked inside, a worker of a loader, say, attacks nothing yet."""
-    global _lock, _holders
+    global _lock, _holders, _loops
     _lock = threading.RLock()
     if _holders:
-        _holders = 0
+        _holders = _loops = 0
         _set(LARGEST_MMAP_THRESHOLD, LARGEST_TRIM_THRESHOLD)
 
 

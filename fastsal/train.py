@@ -162,6 +162,7 @@ def train(
                                 group["lr"] = top * min(along / 0.1, (1 - along) / 0.9)
                         seed_of_batch = int(torch.empty((), dtype=torch.int64).random_(generator=noise))
                         outer = make_loss(model, x, y, settings, epoch, seed_of_batch)
+                        heap.look(loop=True)
                         loss = float(outer.loss.detach())
                         if not math.isfinite(loss):
                             raise diverged(f"the loss is {loss} in epoch {epoch + 1}, batch {index + 1}")

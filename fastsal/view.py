@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fastsal import fold, refused
+from fastsal import fold, heap, refused
 from fastsal.compiled import CompiledForward, compiled_forward
 from fastsal.graphs import RECORDERS, UNASKED, Graphs, Recorded, graphs_of, unrecordable
 from fastsal.lean import lean_norms
@@ -230,6 +230,7 @@ class View:
         z = checked_logits(output, len(x_k))
         if gradient:
             with_graph(z)
+            heap.look()  # now that all activations are there
         if self._compiled is not None and self._compiled.failed is not None:
             self.notes["compile"] = f"off: {self._compiled.failed}"
         if gradient and self._flow is not None:

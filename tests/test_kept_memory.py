@@ -100,6 +100,90 @@ def test_what_was_kept_goes_back_in_the_end() -> None:
     assert inside > 180 * 2**20 > 4 * afterwards
 
 
+# A heap of gaps that a larger block does not fit: small ones keep them apart.
+GAPS = """
+import ctypes, sys
+import torch
+from fastsal import heap
+
+inside_a_loop, looks = sys.argv[1] == "loop", sys.argv[2] == "look"
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype = ctypes.c_void_p
+torch.set_num_threads(1)
+with heap.kept_memory() if inside_a_loop else heap.kept("cpu"):
+    gaps = []
+    for _ in range(24):
+        gaps.append(torch.ones(9_000_000))
+        libc.malloc(3_000)
+    gaps.clear()
+    block = torch.ones(18_000_000)
+    if looks:
+        heap.look()
+    with open("/proc/self/status") as file:
+        (line,) = [line for line in file if line.startswith("RssAnon")]
+print(int(line.split()[1]) * 1024)
+"""
+
+
+def anonymous(place: str, looks: str) -> int:
+    """Bytes that are resident, and of no file, with 24 gaps of 36 MB and a block of 72 MB."""
+    command = [sys.executable, "-c", GAPS, place, looks]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(
+    heap.refusal("cpu") is not None or heap._mallinfo() is None,
+    reason="memory is not kept here, or glibc does not say how much is in use",
+)
+def test_a_heap_full_of_gaps_gives_them_back() -> None:
+    gaps = 24 * 36 * 10**6
+    unseen, seen, in_a_loop = anonymous("alone", "no"), anonymous("alone", "look"), anonymous("loop", "look")
+    assert unseen > gaps > 2 * seen
+    assert in_a_loop > gaps  # an attack inside a loop does not know what the loop needs
+
+
+def test_the_heap_is_looked_at_once_it_has_grown(monkeypatch: pytest.MonkeyPatch, settings: object) -> None:
+    end, use, trimmed = [0], heap._Use(), []
+    monkeypatch.setattr(heap, "_end", 0)
+    monkeypatch.setattr(heap, "_sbrk", lambda: lambda more: end[0])
+    monkeypatch.setattr(heap, "_mallinfo", lambda: lambda: use)
+    monkeypatch.setattr(heap, "_malloc_trim", lambda: lambda pad: trimmed.append(end[0]))
+
+    def grown(to: int, in_use: int, loop: bool = False) -> None:
+        end[0], use.arena, use.uordblks = to * 2**20, to * 2**20, in_use * 2**20
+        heap.look(loop)
+
+    grown(1000, 1)
+    assert trimmed == []  # nobody holds anything
+    with heap.kept("cpu"):
+        grown(1100, 550)
+        grown(1131, 500)  # by less than is looked at
+        assert trimmed == []
+        grown(1132, 500)
+        assert trimmed == [1132 * 2**20]
+        grown(1500, 800)
+        grown(1590, 100)  # the most counts, not what is in use now
+        assert len(trimmed) == 1
+    trimmed.clear()
+    with heap.kept_memory():
+        grown(2000, 100)
+        assert trimmed == []
+        grown(2100, 100, loop=True)
+        assert trimmed == [2100 * 2**20]
+
+
+def test_attacks_look_with_all_activations_there_and_training_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(heap, "look", lambda loop=False: looks.append(loop))
+    x, y = torch.rand(4, 3), torch.tensor([0, 1, 0, 1])
+    model = nn.Linear(3, 2)
+    fastsal.PGD(model, eps=0.1, steps=3)(x, y)
+    assert looks == 3 * [False]
+    looks.clear()
+    fastsal.train(model, [(x, y)] * 2, method="pgd", epochs=1, steps=3, seed=0, progress=False)
+    assert looks == 2 * [False, False, False, True]
+
+
 def test_an_attack_keeps_memory_and_puts_the_thresholds_back(settings: list[tuple[int, int]]) -> None:
     during: list[list[tuple[int, int]]] = []
 

@@ -2,7 +2,8 @@
 
 glibc's malloc hands large blocks back to the system as they are freed, and every step of an attack frees all of its
 activations: the system gives the same memory out again, zeroed, with a fault for each page of 4 KiB. This asks glibc to
-hand nothing back until the attack is over. CUDA needs no such thing: there torch keeps what is freed.
+hand nothing back until the attack is over, unless the heap comes to be twice as large as what is in use. CUDA needs no
+such thing: there torch keeps what is freed.
 """
 
 from __future__ import annotations
@@ -25,19 +26,21 @@ LARGEST_MMAP_THRESHOLD, LARGEST_TRIM_THRESHOLD = 32 * 2**20, 64 * 2**20
 VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
 TUNABLES = tuple(f"glibc.malloc.{name}" for name in ("trim_threshold", "mmap_threshold", "mmap_max", "top_pad"))
 
-# Free blocks that small ones keep apart fit no later block, and the heap grows by them: how large it may become, in
-# terms of what was in use at once, and by how much it has to grow to be looked at again.
-MOST_OF_USE, LOOKED_AT = 2, 32 * 2**20
+# Free blocks that small ones keep apart fit no later block, and the heap grows by them. From where on what is free is
+# given back, in terms of what was in use at once, and again after growing by so much of that; by how much the heap has
+# to grow to be looked at.
+GIVEN_BACK, AGAIN, LOOKED_AT = 2, 0.5, 32 * 2**20
 
 _lock = threading.RLock()  # a signal, or the end of a generator, may come here while this thread is inside
 _holders = 0  # attacks and loops under way, in any thread
 _loops = 0  # those of them that are kept_memory()
 _end = 0  # of the heap, as it was when it was looked at
-_most_in_use = 0  # bytes, of those seen
+_given_back = 0  # the size of the heap when this was done last; gaps keep their addresses
+_most_in_use = 0  # bytes, of those seen in this attack or loop, or half of those in the one before, and so on
 
 
 class _Use(ctypes.Structure):
-    """What mallinfo2(3) returns: of the fields, the bytes of all heaps, and those of blocks in use."""
+    """What mallinfo2(3) returns; of its fields `arena` is the bytes of all heaps, `uordblks` those of blocks in use."""
 
     _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks")]
     _fields_ += [(name, ctypes.c_size_t) for name in ("fsmblks", "uordblks", "fordblks", "keepcost")]
@@ -65,7 +68,7 @@ def _glibc_allocates() -> bool:
         glibc = ctypes.CDLL("libc.so.6")
     except OSError:  # musl, or no Linux
         return False
-    if not all(hasattr(glibc, name) for name in ("gnu_get_libc_version", "mallopt", "malloc_trim")):
+    if not all(hasattr(glibc, name) for name in ("gnu_get_libc_version", "mallopt", "malloc_trim", "sbrk")):
         return False
     first, own = (ctypes.cast(library.malloc, ctypes.c_void_p).value for library in (process, glibc))
     return first == own  # a preloaded jemalloc or tcmalloc comes before it
@@ -119,21 +122,25 @@ def kept_memory() -> Iterator[None]:
     thread is inside; that holds for the whole process, but glibc keeps little for a thread other than the main one.
     Memory that blocks of other sizes have split cannot always be used again: attacks took 0.9 to 1.5 times as much
     resident memory at their peak, the more the larger their blocks (docs/performance.md, 3). Where the heap has grown
-    to twice of what was in use at once, an attack by itself and :func:`fastsal.train` give back what is free; a loop of
-    your own gives back nothing before its end. Then what is free goes back to the system, and the thresholds become 32
-    and 64 MiB, the largest that glibc takes by itself; others that the program had set by mallopt(3) are lost. Where
-    the environment sets them (MALLOC_TRIM_THRESHOLD_ and its kin), or with another malloc, nothing happens.
+    to twice what was in use at once, an attack by itself and :func:`fastsal.train` give back what is free (not before
+    glibc 2.33); a loop of your own gives back nothing before its end. Then what is free goes back to the system, and
+    the thresholds become 32 and 64 MiB, the largest that glibc takes by itself; others that the program had set by
+    mallopt(3) are lost. Where the environment sets them (MALLOC_TRIM_THRESHOLD_ and its kin), or with another malloc,
+    nothing happens.
     """
     global _loops
+    entered = False
     try:
         with kept("cpu"):
-            with _lock:
-                _loops += 1
             try:
+                with _lock:
+                    _loops += 1
+                    entered = True
                 yield
             finally:
                 with _lock:
-                    _loops = max(_loops - 1, 0)  # none in a process that was forked inside
+                    if entered and _loops:  # none in a process that was forked inside
+                        _loops -= 1
     finally:
         with _lock:
             if _holders == 0 and refusal("cpu") is None:
@@ -143,20 +150,21 @@ def kept_memory() -> Iterator[None]:
 @contextmanager
 def kept(device: str) -> Iterator[str]:
     """The same for one attack, and a word on what came of it: in the end only the thresholds change, and free memory
-    goes back little by little, as glibc does it, so that what comes next may use it."""
-    global _holders, _end, _most_in_use
+    goes back little by little, as glibc does it, so that what comes next may use it. Inside, :func:`look` may give back
+    more."""
+    global _holders, _loops, _end, _most_in_use
     if (reason := refusal(device)) is not None:
         yield f"off: {reason}"
         return
     main = threading.current_thread() is threading.main_thread()
-    _mallopt()  # so that nothing is left to fail below
+    _mallopt(), _sbrk()  # so that nothing is left to fail below
     entered = False
     try:
         with _lock:
             _holders += 1
             entered = True
             if _holders == 1:
-                _end, _most_in_use = min(_end, _sbrk()(0)), 0
+                _loops, _end, _most_in_use = 0, min(_end, _sbrk()(0)), _most_in_use // 2
                 _set(WHOLE_BLOCKS, NEVER)
         yield "on" if main else "on, but glibc keeps little for a thread other than the main one"
     finally:
@@ -168,18 +176,21 @@ def kept(device: str) -> Iterator[str]:
 
 
 def look(loop: bool = False) -> None:
-    """To be called where as much memory is in use as ever: gives back what is free, once the heap is twice as large.
+    """To be called where as much memory is in use as ever: gives back what is free, where the heap is twice as large.
 
     ``loop``: this is the most of a whole :func:`kept_memory`; within one an attack does not know it, and looks at
-    nothing. Takes a microsecond, or half a millisecond where the heap has grown.
+    nothing. Takes a microsecond; where the heap has grown, half a millisecond, or more with very many free blocks;
+    where something is given back, tens of milliseconds for a GiB, whose pages are faults again.
     """
-    global _end, _most_in_use
-    if not _holders or (_loops and not loop) or _sbrk()(0) - _end < LOOKED_AT or (mallinfo := _mallinfo()) is None:
+    global _end, _given_back, _most_in_use
+    if not _holders or _loops > loop or _sbrk()(0) - _end < LOOKED_AT or (mallinfo := _mallinfo()) is None:
         return
     with _lock:
         found = mallinfo()
         _most_in_use = max(_most_in_use, found.uordblks)
-        if found.arena > MOST_OF_USE * _most_in_use:
+        _given_back = min(_given_back, found.arena)
+        if found.arena > max(GIVEN_BACK * _most_in_use, _given_back + AGAIN * _most_in_use):
+            _given_back = found.arena
             _malloc_trim()(0)
         _end = _sbrk()(0)
 

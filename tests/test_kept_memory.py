@@ -64,6 +64,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     monkeypatch.setattr(heap, "_mallopt", lambda: mallopt)
     monkeypatch.setattr(heap, "_malloc_trim", lambda: lambda pad: 0)
+    monkeypatch.setattr(heap, "_sbrk", lambda: lambda more: 0)
     monkeypatch.setattr(heap, "refusal", lambda device: None if device == "cpu" else "another device")
     return told
 
@@ -102,31 +103,36 @@ def test_what_was_kept_goes_back_in_the_end() -> None:
 
 # A heap of gaps that a larger block does not fit: small ones keep them apart.
 GAPS = """
-import ctypes, sys
+import ctypes, resource, sys
 import torch
 from fastsal import heap
 
 inside_a_loop, looks = sys.argv[1] == "loop", sys.argv[2] == "look"
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype = ctypes.c_void_p
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
 torch.set_num_threads(1)
+at_first = resident()
 with heap.kept_memory() if inside_a_loop else heap.kept("cpu"):
     gaps = []
-    for _ in range(24):
-        gaps.append(torch.ones(9_000_000))
-        libc.malloc(3_000)
+    for _ in range(12):
+        gaps.append(torch.ones(8_000_000))
+        while libc.malloc(3_000) < gaps[-1].data_ptr():  # until no place before it is left
+            pass
     gaps.clear()
-    block = torch.ones(18_000_000)
+    block = torch.ones(16_000_000)
     if looks:
         heap.look()
-    with open("/proc/self/status") as file:
-        (line,) = [line for line in file if line.startswith("RssAnon")]
-print(int(line.split()[1]) * 1024)
+    print(resident() - at_first)
 """
 
 
-def anonymous(place: str, looks: str) -> int:
-    """Bytes that are resident, and of no file, with 24 gaps of 36 MB and a block of 72 MB."""
+def resident(place: str, looks: str) -> int:
+    """Bytes that are resident with 12 gaps of 32 MB and a block of 64 MB, more than before."""
     command = [sys.executable, "-c", GAPS, place, looks]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -136,40 +142,47 @@ def anonymous(place: str, looks: str) -> int:
     reason="memory is not kept here, or glibc does not say how much is in use",
 )
 def test_a_heap_full_of_gaps_gives_them_back() -> None:
-    gaps = 24 * 36 * 10**6
-    unseen, seen, in_a_loop = anonymous("alone", "no"), anonymous("alone", "look"), anonymous("loop", "look")
-    assert unseen > gaps > 2 * seen
+    gaps = 12 * 32 * 10**6
+    unseen, seen, in_a_loop = resident("alone", "no"), resident("alone", "look"), resident("loop", "look")
+    assert unseen > gaps > 3 * seen
     assert in_a_loop > gaps  # an attack inside a loop does not know what the loop needs
 
 
 def test_the_heap_is_looked_at_once_it_has_grown(monkeypatch: pytest.MonkeyPatch, settings: object) -> None:
-    end, use, trimmed = [0], heap._Use(), []
-    monkeypatch.setattr(heap, "_end", 0)
+    end, use, given_back = [0], heap._Use(), []
+    for name in ("_end", "_given_back", "_most_in_use"):
+        monkeypatch.setattr(heap, name, 0)
     monkeypatch.setattr(heap, "_sbrk", lambda: lambda more: end[0])
     monkeypatch.setattr(heap, "_mallinfo", lambda: lambda: use)
-    monkeypatch.setattr(heap, "_malloc_trim", lambda: lambda pad: trimmed.append(end[0]))
+    monkeypatch.setattr(heap, "_malloc_trim", lambda: lambda pad: given_back.append(end[0] // 2**20))
 
-    def grown(to: int, in_use: int, loop: bool = False) -> None:
+    def grown(to: int, in_use: int, loop: bool = False) -> list[int]:
+        """Looks at a heap of so many MiB; when anything was given back up to now."""
         end[0], use.arena, use.uordblks = to * 2**20, to * 2**20, in_use * 2**20
         heap.look(loop)
+        return given_back
 
-    grown(1000, 1)
-    assert trimmed == []  # nobody holds anything
+    assert grown(1000, 1) == []  # nobody holds anything
     with heap.kept("cpu"):
-        grown(1100, 550)
-        grown(1131, 500)  # by less than is looked at
-        assert trimmed == []
-        grown(1132, 500)
-        assert trimmed == [1132 * 2**20]
-        grown(1500, 800)
-        grown(1590, 100)  # the most counts, not what is in use now
-        assert len(trimmed) == 1
-    trimmed.clear()
+        assert grown(1100, 550) == []
+        assert grown(1131, 500) == []  # grown by less than is looked at
+        assert grown(1132, 500) == [1132]
+        assert grown(1407, 500) == [1132]  # by less than half of what was in use, since then
+        assert grown(1439, 500) == [1132, 1439]
+        assert grown(1900, 960) == [1132, 1439]
+        given_back.clear()
+        assert grown(1920, 100) == []  # the most counts, not what is in use now
+    with heap.kept("cpu"):
+        assert grown(2000, 500) == [2000]  # half of the most of the attack before is less
+        given_back.clear()
     with heap.kept_memory():
-        grown(2000, 100)
-        assert trimmed == []
-        grown(2100, 100, loop=True)
-        assert trimmed == [2100 * 2**20]
+        assert grown(3000, 100) == []  # an attack in it does not know
+        assert grown(3100, 100, loop=True) == [3100]
+        with heap.kept_memory():
+            assert grown(4000, 100, loop=True) == [3100]  # nor does fastsal.train in the user's
+    assert given_back == [3100, 4000]  # as its end does
+    with heap.kept("cpu"):
+        assert grown(5000, 100)[2:] == [5000]
 
 
 def test_attacks_look_with_all_activations_there_and_training_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +255,7 @@ def test_an_older_glibc_takes_smaller_blocks(monkeypatch: pytest.MonkeyPatch) ->
         return int(parameter == heap.M_TRIM_THRESHOLD or value <= 32 * 2**20)
 
     monkeypatch.setattr(heap, "_mallopt", lambda: mallopt)
+    monkeypatch.setattr(heap, "_sbrk", lambda: lambda more: 0)
     monkeypatch.setattr(heap, "refusal", lambda device: None)
     with heap.kept("cpu"):
         assert told == [WITHIN[0], AFTER[0], WITHIN[1]]

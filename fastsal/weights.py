@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fastsal import fold
 from fastsal.graphs import Graphs
@@ -102,5 +103,7 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 def _is_plain(parameter: Tensor) -> bool:
     """Whether it has no class and no attribute of the user's, which a parameter in its place would lack. torch.compile
-    leaves marks of its own on the parameters of what it has compiled."""
+    leaves marks of its own on the parameters of what it has compiled, and a fake one is of torch's class for those."""
+    if isinstance(parameter, FakeTensor):
+        return True
     return type(parameter) is nn.Parameter and all(name.startswith("_dynamo_") for name in vars(parameter))

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsal
 from fastsal.live import Counts
+from fastsal.weights import Weights
 
 DEVICE = os.environ.get("FASTSAL_FAKE_DEVICE", "cpu")
 STEPS, SAMPLES = 5, 64
@@ -183,3 +184,12 @@ def test_a_step_of_sense_is_three_launches_of_any_kind(norm, precision, monkeypa
     step = ["truncated_cross_entropy", "retire", "pgd_step"] + ["_to_copy"] * (precision == "bf16")
     for names in mode.launches[2:-1]:
         assert [name for name in names if name != "zero_"] == step  # padding begins with zeros, on a CPU each time
+
+
+def test_weights_without_values_are_exchanged_like_others() -> None:
+    with FakeTensorMode(), ExitStack() as swaps:
+        convolution = nn.Conv2d(3, 4, 3)
+        Weights([convolution], swaps, bf16=True, channels_last=True, graphs=None).lay_out()
+        assert convolution.weight.dtype == torch.bfloat16
+        assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+        assert convolution.bias is not None and convolution.bias.dtype == torch.bfloat16

@@ -120,7 +120,7 @@ def kept_memory() -> Iterator[None]:
 
     It tells glibc's malloc to unmap no block below 1 GiB (32 MiB before glibc 2.35) and to trim nothing, while any
     thread is inside; that holds for the whole process, but glibc keeps little for a thread other than the main one.
-    Memory that blocks of other sizes have split cannot always be used again: attacks took 0.9 to 1.5 times as much
+    Memory that blocks of other sizes have split cannot always be used again: attacks took 0.9 to 1.6 times as much
     resident memory at their peak, the more the larger their blocks (docs/performance.md, 3). Where the heap has grown
     to twice what was in use at once, an attack by itself and :func:`fastsal.train` give back what is free (not before
     glibc 2.33); a loop of your own gives back nothing before its end. Then what is free goes back to the system, and

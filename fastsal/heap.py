@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # mallopt(3): from which size a block is mapped by itself and unmapped when freed; how much free memory at the end of
 # the heap is given back.
@@ -74,9 +75,9 @@ def _glibc_allocates() -> bool:
     return first == own  # a preloaded jemalloc or tcmalloc comes before it
 
 
-def _glibc(function: str, *types: type) -> Callable[..., int]:
+def _glibc(function: str, *types: type, returns: type = ctypes.c_int) -> Callable[..., Any]:
     found = ctypes.CDLL("libc.so.6")[function]
-    found.argtypes, found.restype = types, ctypes.c_int
+    found.argtypes, found.restype = types, returns
     return found
 
 
@@ -92,18 +93,13 @@ def _malloc_trim() -> Callable[[int], int]:
 
 @functools.cache
 def _sbrk() -> Callable[[int], int]:
-    found = ctypes.CDLL("libc.so.6").sbrk
-    found.argtypes, found.restype = (ctypes.c_ssize_t,), ctypes.c_size_t
-    return found
+    return _glibc("sbrk", ctypes.c_ssize_t, returns=ctypes.c_size_t)
 
 
 @functools.cache
 def _mallinfo() -> Callable[[], _Use] | None:
     """None: glibc before 2.33, whose numbers end at 2 GiB, and whose large blocks are no part of the heap."""
-    found = getattr(ctypes.CDLL("libc.so.6"), "mallinfo2", None)
-    if found is not None:
-        found.argtypes, found.restype = (), _Use
-    return found
+    return _glibc("mallinfo2", returns=_Use) if hasattr(ctypes.CDLL("libc.so.6"), "mallinfo2") else None
 
 
 @contextmanager
